@@ -1,0 +1,1 @@
+"""From Qlib frames to tensors."""

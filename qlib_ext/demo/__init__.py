@@ -1,0 +1,1 @@
+"""The generated market: what runs when a user has no data yet."""

@@ -1,0 +1,1 @@
+"""Formulas on arrays: no input or output, no Qlib."""

@@ -1,0 +1,1 @@
+"""Networks and their Qlib classes: one file, one model."""

@@ -1,0 +1,1 @@
+"""Numbers, drawings and pages about factors and portfolios."""

@@ -1,0 +1,1 @@
+"""The data store: what a Qlib store of ours holds, and how tables become one."""
