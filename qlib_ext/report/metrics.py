@@ -1,0 +1,196 @@
+"""Cross-sectional metrics on plain arrays: IC, RankIC, their summaries and exp(-RankMAE).
+
+One implementation serves a single day and a long panel: arrays hold one row per (day, stock) pair and an integer day, in any order.
+NaN in score or label drops the pair. An infinite score or label keeps its place in a rank, and makes the Pearson IC of its day NaN.
+Axis letters: r row (day, stock), t day.
+"""
+
+from __future__ import annotations
+
+from typing import Dict, Optional, Tuple
+
+import numpy as np
+
+from qlib_ext.errors import DataError, ShapeError
+
+MIN_PAIRS = 2
+"""Pairs a day needs for a number by default: what the formula needs. Reports should ask for more."""
+
+REPORT_MIN_PAIRS = 30
+"""Pairs a day should have in a report of a real universe; pass it as `min_count`."""
+
+
+def rank_average(values: np.ndarray) -> np.ndarray:
+    """Ranks 1..n of a vector, ties at their average; NaN stays NaN and is not counted. float64 `[r]`."""
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 1:
+        raise ShapeError(f"rank_average takes a vector, got shape {values.shape}")
+    result = np.full(values.shape, np.nan)
+    known = ~np.isnan(values)
+    result[known] = _group_rank(values[known], np.zeros(int(known.sum()), dtype=np.int64))
+    return result
+
+
+def _group_rank(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    """Average-tie ranks of `values [r]` (no NaN) inside each integer group, counted from 1."""
+    count = values.shape[0]
+    if count == 0:
+        return np.empty(0)
+    order = np.lexsort((values, groups))
+    value, group = values[order], groups[order]
+    new_group = np.r_[True, group[1:] != group[:-1]]
+    new_run = new_group | np.r_[True, value[1:] != value[:-1]]
+    run_start = np.flatnonzero(new_run)
+    run_end = np.r_[run_start[1:], count]
+    group_start = np.flatnonzero(new_group)[np.cumsum(new_group) - 1][run_start]
+    run_rank = (run_start + run_end - 1) / 2.0 - group_start + 1.0
+    ranks = np.empty(count)
+    ranks[order] = np.repeat(run_rank, run_end - run_start)
+    return ranks
+
+
+def _pairs(score: np.ndarray, label: np.ndarray, day_index: np.ndarray,
+           day_count: Optional[int]) -> Tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    """Checked float64 vectors without NaN pairs, their days, and the number of days."""
+    score, label = np.asarray(score, dtype=np.float64), np.asarray(label, dtype=np.float64)
+    day_index = np.asarray(day_index)
+    if score.ndim != 1 or score.shape != label.shape or score.shape != day_index.shape:
+        raise ShapeError(f"score {score.shape}, label {label.shape} and day {day_index.shape} must be vectors of one length")
+    if day_index.size and (not np.issubdtype(day_index.dtype, np.integer) or day_index.min() < 0):
+        raise DataError("day_index must hold integers from 0 on (a row without a day has no place in a daily metric)")
+    reach = int(day_index.max()) + 1 if day_index.size else 0
+    if day_count is not None and day_count < reach:
+        raise DataError(f"day_index reaches {reach - 1}, but day_count is {day_count}")
+    known = ~(np.isnan(score) | np.isnan(label))
+    return score[known], label[known], day_index[known].astype(np.int64), reach if day_count is None else day_count
+
+
+def _standardise(values: np.ndarray, day: np.ndarray, days: int, count: np.ndarray) -> np.ndarray:
+    """Daily z-score (standard deviation divided by n); NaN on days where the values are constant."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        centred = values - (np.bincount(day, values, days) / count)[day]
+        centred -= (np.bincount(day, centred, days) / count)[day]
+        deviation = np.sqrt(np.bincount(day, centred * centred, days) / count)
+        low, high = np.full(days, np.inf), np.full(days, -np.inf)
+        np.minimum.at(low, day, values)
+        np.maximum.at(high, day, values)
+        deviation[~(high > low)] = np.nan
+        return centred / deviation[day]
+
+
+def _daily(score: np.ndarray, label: np.ndarray, day_index: np.ndarray, min_count: int, day_count: Optional[int],
+           ranked: bool, combine) -> np.ndarray:
+    """Standardise both sides per day (after ranking if asked), average `combine(score, label)` per day."""
+    score, label, day, days = _pairs(score, label, day_index, day_count)
+    count = np.bincount(day, minlength=days).astype(np.float64)
+    if ranked:
+        score, label = _group_rank(score, day), _group_rank(label, day)
+    term = combine(_standardise(score, day, days, count), _standardise(label, day, days, count))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        result = np.bincount(day, term, days) / count
+    result[count < max(min_count, MIN_PAIRS)] = np.nan
+    return result
+
+
+def _product(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    return left * right
+
+
+def _distance(left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    return np.abs(left - right)
+
+
+def daily_ic(score: np.ndarray, label: np.ndarray, day_index: np.ndarray, min_count: int = MIN_PAIRS,
+             day_count: Optional[int] = None) -> np.ndarray:
+    """Pearson correlation of score and label on every day.
+
+    Args:
+        score, label: `[r]`, NaN drops the pair.
+        day_index: `[r]` integers from 0 on, in any order.
+        min_count: days with fewer pairs (or with a constant score or label) are NaN; never below 2.
+        day_count: length of the result, the largest day + 1 by default; days without rows are NaN.
+
+    Returns:
+        float64 `[t]`, clipped to [-1, 1].
+
+    Raises:
+        ShapeError: lengths differ. DataError: negative or non-integer days, or `day_count` too small.
+    """
+    return np.clip(_daily(score, label, day_index, min_count, day_count, False, _product), -1.0, 1.0)
+
+
+def daily_rank_ic(score: np.ndarray, label: np.ndarray, day_index: np.ndarray, min_count: int = MIN_PAIRS,
+                  day_count: Optional[int] = None) -> np.ndarray:
+    """Spearman correlation (average ties) of score and label on every day; arguments and result as in `daily_ic`."""
+    return np.clip(_daily(score, label, day_index, min_count, day_count, True, _product), -1.0, 1.0)
+
+
+def daily_exp_rank_mae(score: np.ndarray, label: np.ndarray, day_index: np.ndarray, min_count: int = MIN_PAIRS,
+                       day_count: Optional[int] = None) -> np.ndarray:
+    """`exp(-mean_i |u_i - v_i|)` per day, u and v the z-scored (divided by n) average-tie ranks of score and label.
+
+    1 for identical ranks, `exp(-2/sqrt(3)) = 0.3151` for independent ones, `exp(-sqrt(3)) = 0.177` for reversed ones (many stocks).
+    Arguments and result as in `daily_ic`. Source: reconstructed from published values, no formula is public.
+    """
+    return np.exp(-_daily(score, label, day_index, min_count, day_count, True, _distance))
+
+
+def _one_day(metric, score: np.ndarray, label: np.ndarray, min_count: int) -> float:
+    score = np.asarray(score, dtype=np.float64)
+    return float(metric(score, label, np.zeros(score.shape, dtype=np.int64), min_count, 1)[0])
+
+
+def ic(score: np.ndarray, label: np.ndarray, min_count: int = MIN_PAIRS) -> float:
+    """Pearson correlation of one day; NaN with fewer than `min_count` complete pairs or a constant side."""
+    return _one_day(daily_ic, score, label, min_count)
+
+
+def rank_ic(score: np.ndarray, label: np.ndarray, min_count: int = MIN_PAIRS) -> float:
+    """Spearman correlation (average ties) of one day; NaN with fewer than `min_count` complete pairs or a constant side."""
+    return _one_day(daily_rank_ic, score, label, min_count)
+
+
+def exp_rank_mae(score: np.ndarray, label: np.ndarray, min_count: int = MIN_PAIRS) -> float:
+    """`daily_exp_rank_mae` of one day."""
+    return _one_day(daily_exp_rank_mae, score, label, min_count)
+
+
+def summarize(daily: np.ndarray) -> Dict[str, float]:
+    """Mean, standard deviation (ddof 1), ratio and t of a daily series; NaN days are left out.
+
+    Returns:
+        `mean`, `std`, `icir = mean / std` (per period, not annualised), `t = icir * sqrt(n)` (assumes independent days: with overlapping
+        labels use `newey_west_t`), `n` days counted. What is undefined (n = 0; std of one day; ratio of a constant) is NaN.
+    """
+    values = np.asarray(daily, dtype=np.float64).ravel()
+    values = values[~np.isnan(values)]
+    count = values.size
+    mean = float(values.mean()) if count else float("nan")
+    std = float(values.std(ddof=1)) if count > 1 else float("nan")
+    icir = mean / std if count > 1 and values.max() > values.min() else float("nan")
+    return {"mean": mean, "std": std, "icir": icir, "t": icir * float(np.sqrt(count)), "n": count}
+
+
+def newey_west_t(series: np.ndarray, lag: int) -> float:
+    """t of the mean of a series with Bartlett weights up to `lag`: `mean / sqrt((g_0 + 2 sum_j (1 - j/(lag+1)) g_j) / n)`.
+
+    `g_j` are autocovariances divided by n. NaN days are left out and the rest moves together. For labels that overlap over d days
+    take `lag = d - 1` or more. NaN with fewer than two values or a constant series.
+
+    Raises:
+        DataError: when `lag` is negative or not below the number of values.
+
+    Source: Newey and West 1987.
+    """
+    values = np.asarray(series, dtype=np.float64).ravel()
+    values = values[~np.isnan(values)]
+    count = values.size
+    if lag < 0 or (count > 1 and lag >= count):
+        raise DataError(f"newey_west_t: lag {lag} must lie between 0 and the {count} values minus one")
+    if count < 2 or values.max() == values.min():
+        return float("nan")
+    centred = values - values.mean()
+    variance = centred @ centred
+    for step in range(1, lag + 1):
+        variance += 2 * (1 - step / (lag + 1)) * (centred[step:] @ centred[:-step])
+    return float(values.mean() / np.sqrt(variance) * count)

@@ -1,0 +1,327 @@
+"""Losses by name: objects `(output, batch) -> scalar` that see one day and never an unlabelled stock.
+
+Axis letters: n stock of the day, s labelled stock of the day, h label horizon.
+
+Common contract of every loss here
+----------------------------------
+- `output` is `[n]` or `[n, h]`, `batch.y` is `[n, h]` and `batch.mask` is a bool `[n, h]` (True = labelled). Shapes are compared before
+  anything is computed; nothing is ever broadcast (`[n] - [n, 1]` would silently train on all pairs).
+- Stocks whose mask is False are left out by indexing, so their label (NaN included) and their output reach neither the value nor the
+  gradient: the gradient at their output is exactly zero.
+- With several horizons the loss is the mean over those horizons that have at least two labelled stocks.
+- A day on which no horizon has two labelled stocks gives a zero that is attached to the graph (its gradient is zero everywhere), so a
+  training step on such a day is harmless.
+- Labels are used as they are given: normalise them per day before (`CSZScoreNorm` in the learning table).
+- The value does not depend on the order of the stocks. Half-precision outputs are lifted to float32 first.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, Dict, Mapping, Optional, Tuple, Union
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from qlib_ext.errors import ConfigError, ShapeError
+
+MIN_LABELLED = 2
+"""Labelled stocks a day needs before it contributes to a loss."""
+
+_VARIANCE_FLOOR = 1e-12
+
+
+def rank_average(values: Tensor) -> Tensor:
+    """Ranks 1..s of a vector `[s]`, ties at their average rank; no gradient, no NaN allowed in the input."""
+    _, inverse, counts = torch.unique(values.detach(), sorted=True, return_inverse=True, return_counts=True)
+    last = torch.cumsum(counts, dim=0)
+    dtype = values.dtype if values.is_floating_point() else torch.float32
+    middle = last.to(dtype) - (counts.to(dtype) - 1) / 2
+    return middle[inverse]
+
+
+def rank_fraction(values: Tensor) -> Tensor:
+    """`p_i = (rank_i - 1) / (s - 1)` in [0, 1] of a vector `[s]`, s >= 2; 1 for the largest, ties share their average."""
+    return (rank_average(values) - 1) / (values.shape[0] - 1)
+
+
+def pearson(prediction: Tensor, label: Tensor) -> Tensor:
+    """Pearson correlation of two vectors `[s]`, differentiable in `prediction`; 0 where either is constant.
+
+    The variance of the prediction carries a floor of 1e-12, which keeps the gradient finite at a constant prediction.
+    """
+    centred = label - label.mean()
+    if bool(label.max() == label.min()):
+        return prediction[:0].sum()
+    centred = centred / centred.pow(2).mean().sqrt()
+    deviation = prediction - prediction.mean()
+    return (deviation * centred).mean() / (deviation.pow(2).mean() + _VARIANCE_FLOOR).sqrt()
+
+
+def soft_rank(prediction: Tensor, temperature: float) -> Tensor:
+    """Differentiable ranks `r_i = 1/2 + sum_j sigmoid((z_i - z_j) / temperature)` of a vector `[s]`, z its z-score.
+
+    The z-score makes the temperature independent of the scale of the prediction. As the temperature goes to zero the soft ranks go to
+    the average-tie ranks. Memory grows with s squared.
+
+    Source: pairwise sigmoid approximation of ranks, Qin, Liu and Li 2010 (a general approximation framework for ranking measures).
+    """
+    deviation = prediction - prediction.mean()
+    standard = deviation / (deviation.pow(2).mean() + _VARIANCE_FLOOR).sqrt()
+    return torch.sigmoid((standard[:, None] - standard[None, :]) / temperature).sum(dim=1) + 0.5
+
+
+class Loss:
+    """Base of all losses; a child gives `name` and `day_loss`.
+
+    Args:
+        horizon: column of the label to learn; None learns all of them, column by column of the output.
+
+    Raises:
+        ConfigError: when `horizon` is not None or an integer from 0 on.
+    """
+
+    name = ""
+
+    def __init__(self, horizon: Optional[int] = None) -> None:
+        if horizon is not None and (isinstance(horizon, bool) or not isinstance(horizon, int) or horizon < 0):
+            raise ConfigError(f"loss {self.name!r}: horizon must be None or an integer from 0 on, got {horizon!r}")
+        self.horizon = horizon
+
+    def day_loss(self, prediction: Tensor, label: Tensor) -> Tensor:
+        """Loss of one day and one horizon: `prediction [s]`, `label [s]`, both complete, s >= 2; a scalar."""
+        raise NotImplementedError
+
+    def __call__(self, output: Tensor, batch: Any) -> Tensor:
+        """The loss of a day.
+
+        Args:
+            output: scores `[n]` or `[n, h]`.
+            batch: has `y [n, h]` (NaN where unlabelled) and `mask [n, h]` (bool).
+
+        Raises:
+            ShapeError: when the shapes do not fit, or `output [n]` meets several horizons and no `horizon` was chosen.
+        """
+        output, label, mask = self._columns(output, batch.y, batch.mask)
+        if output.dtype in (torch.float16, torch.bfloat16):
+            output = output.float()
+        parts = []
+        for column in range(label.shape[1]):
+            chosen = torch.nonzero(mask[:, column]).squeeze(1)
+            if chosen.shape[0] >= MIN_LABELLED:
+                prediction = output[:, column].index_select(0, chosen)
+                parts.append(self.day_loss(prediction, label[:, column].index_select(0, chosen).to(prediction.dtype)))
+        if not parts:
+            return output[:0].sum()
+        return parts[0] if len(parts) == 1 else torch.stack(parts).mean()
+
+    def _columns(self, output: Tensor, label: Tensor, mask: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+        """Bring output, label and mask to one shape `[n, columns]`, or say why they do not fit."""
+        said = f"loss {self.name!r}: output {tuple(output.shape)}, label {tuple(label.shape)}, mask {tuple(mask.shape)}"
+        if label.dim() != 2 or mask.shape != label.shape or mask.dtype != torch.bool:
+            raise ShapeError(f"{said} ({mask.dtype}): label must be [n, h] and mask a bool [n, h]")
+        if output.dim() not in (1, 2) or output.shape[0] != label.shape[0]:
+            raise ShapeError(f"{said}: output must be [n] or [n, h] with the same stocks as the label")
+        if output.dim() == 1:
+            output = output[:, None]
+        if self.horizon is None:
+            if output.shape[1] != label.shape[1]:
+                raise ShapeError(f"{said}: the output has {output.shape[1]} column(s), the label {label.shape[1]}; "
+                                 "give the network one output per horizon or choose one with `horizon`")
+            return output, label, mask
+        if self.horizon >= label.shape[1]:
+            raise ShapeError(f"{said}: horizon {self.horizon} is not among the {label.shape[1]} label column(s)")
+        one = slice(self.horizon, self.horizon + 1)
+        if output.shape[1] not in (1, label.shape[1]):
+            raise ShapeError(f"{said}: with `horizon` the output must have 1 or {label.shape[1]} columns")
+        return (output if output.shape[1] == 1 else output[:, one]), label[:, one], mask[:, one]
+
+    def _positive(self, **values: float) -> None:
+        for key, value in values.items():
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+                raise ConfigError(f"loss {self.name!r}: {key} must be a number above 0, got {value!r}")
+
+    def __repr__(self) -> str:
+        inner = ", ".join(f"{key}={value!r}" for key, value in sorted(vars(self).items()))
+        return f"{type(self).__name__}({inner})"
+
+
+class MSE(Loss):
+    """Mean squared error over the labelled stocks of the day."""
+
+    name = "mse"
+
+    def day_loss(self, prediction: Tensor, label: Tensor) -> Tensor:
+        return (prediction - label).pow(2).mean()
+
+
+class WeightedMSE(Loss):
+    """`sum_i w_i (prediction_i - label_i)^2 / sum_i w_i`, heavier where winners are: four forms of the weight.
+
+    With `p_i = (rank(y_i) - 1) / (s - 1)` in [0, 1] over the day's labelled stocks (average ties):
+
+    ============= ============================================================ ===========================================
+    form          w_i                                                          options (defaults)
+    ============= ============================================================ ===========================================
+    exponential   `2^{-(1 - p_i) / half_life}`                                 half_life=0.5 (the best weighs 4 x the worst)
+    step          `1 + kappa * 1[p_i >= 1 - quantile]`                         kappa=2, quantile=0.2
+    linear        `p_i` (the worst weighs nothing)
+    prediction    `1 + kappa * sigmoid((phat_i - threshold) / width)`,         kappa=2, threshold=0.8, width=0.05,
+                  phat = p of the detached prediction, times the exponential   half_life=None
+                  weight of the label when `half_life` is given
+    ============= ============================================================ ===========================================
+
+    The weights depend on the label through its ranks only. A label-dependent weight moves the minimiser to `E[w y|x] / E[w|x]`, above
+    `E[y|x]`: judge it by ranks and by the top group, not by its own value. Large `half_life` gives the plain MSE.
+
+    Args:
+        form: one of the four.
+        horizon: see `Loss`.
+        options: of the form, see the table.
+
+    Raises:
+        ConfigError: unknown form, or an option that the form does not have.
+
+    Source: the text of the report gives no formula; "exponential" is this project's choice for it.
+    """
+
+    name = "weighted_mse"
+    forms: Dict[str, Dict[str, Optional[float]]] = {
+        "exponential": {"half_life": 0.5},
+        "step": {"kappa": 2.0, "quantile": 0.2},
+        "linear": {},
+        "prediction": {"kappa": 2.0, "threshold": 0.8, "width": 0.05, "half_life": None},
+    }
+
+    def __init__(self, form: str = "exponential", horizon: Optional[int] = None, **options: Optional[float]) -> None:
+        super().__init__(horizon)
+        if form not in self.forms:
+            raise ConfigError(f"loss 'weighted_mse': unknown form {form!r}; the forms are {sorted(self.forms)}")
+        unknown = sorted(set(options) - set(self.forms[form]))
+        if unknown:
+            raise ConfigError(f"loss 'weighted_mse': form {form!r} does not know {unknown}; "
+                              f"it takes {sorted(self.forms[form])} besides 'form' and 'horizon'")
+        self.form = form
+        self.options = {**self.forms[form], **options}
+        self._positive(**{key: value for key, value in self.options.items()
+                          if key in ("width", "kappa") or (key == "half_life" and (value is not None or form == "exponential"))})
+        for key in ("quantile", "threshold"):
+            value = self.options.get(key, 0.5)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < 1:
+                raise ConfigError(f"loss 'weighted_mse': {key} must be a number between 0 and 1, got {value!r}")
+
+    def weights(self, prediction: Tensor, label: Tensor) -> Tensor:
+        """Weights `[s]` of complete `prediction [s]` and `label [s]`; they carry no gradient."""
+        position, options = rank_fraction(label), self.options
+        if self.form == "step":
+            # the tolerance keeps a stock that lies exactly on the border inside, whatever the rounding of 1 - quantile
+            return 1 + options["kappa"] * (position >= 1 - options["quantile"] - 1e-6).to(position.dtype)
+        if self.form == "linear":
+            return position
+        weight = torch.ones_like(position)
+        if self.form == "prediction":
+            closeness = (rank_fraction(prediction) - options["threshold"]) / options["width"]
+            weight = 1 + options["kappa"] * torch.sigmoid(closeness)
+        if options["half_life"] is not None:
+            weight = weight * torch.exp2(-(1 - position) / options["half_life"])
+        return weight
+
+    def day_loss(self, prediction: Tensor, label: Tensor) -> Tensor:
+        weight = self.weights(prediction, label)
+        return (weight * (prediction - label).pow(2)).sum() / weight.sum()
+
+
+class IC(Loss):
+    """Negative Pearson correlation of prediction and label over the day; 0 where the label or the prediction is constant."""
+
+    name = "ic"
+
+    def day_loss(self, prediction: Tensor, label: Tensor) -> Tensor:
+        return -pearson(prediction, label)
+
+
+class RankIC(Loss):
+    """Negative Pearson correlation of soft ranks of the prediction (`soft_rank`) with the average-tie ranks of the label.
+
+    It goes to the negative Spearman correlation as `temperature` goes to 0; small temperatures have gradients only between neighbours.
+
+    Args:
+        temperature: in units of the day's standard deviation of the prediction.
+        horizon: see `Loss`.
+    """
+
+    name = "rank_ic"
+
+    def __init__(self, temperature: float = 0.1, horizon: Optional[int] = None) -> None:
+        super().__init__(horizon)
+        self._positive(temperature=temperature)
+        self.temperature = float(temperature)
+
+    def day_loss(self, prediction: Tensor, label: Tensor) -> Tensor:
+        return -pearson(soft_rank(prediction, self.temperature), rank_average(label))
+
+
+class CCC(Loss):
+    """One minus the concordance correlation, `1 - 2 cov / (var_p + var_y + (mean_p - mean_y)^2)`, moments divided by s.
+
+    Zero only where prediction and label agree in value; 1 where the prediction is constant. A day on which both are the same constant
+    gives 1. Source: Lin 1989.
+    """
+
+    name = "ccc"
+
+    def day_loss(self, prediction: Tensor, label: Tensor) -> Tensor:
+        deviation, centred = prediction - prediction.mean(), label - label.mean()
+        covariance = (deviation * centred).mean()
+        distance = deviation.pow(2).mean() + centred.pow(2).mean() + (prediction.mean() - label.mean()).pow(2)
+        return 1 - 2 * covariance / (distance + _VARIANCE_FLOOR)
+
+
+class Huber(Loss):
+    """Mean over the day of `e^2 / 2` where `|e| <= delta`, else `delta (|e| - delta / 2)`."""
+
+    name = "huber"
+
+    def __init__(self, delta: float = 1.0, horizon: Optional[int] = None) -> None:
+        super().__init__(horizon)
+        self._positive(delta=delta)
+        self.delta = float(delta)
+
+    def day_loss(self, prediction: Tensor, label: Tensor) -> Tensor:
+        return functional.huber_loss(prediction, label, delta=self.delta)
+
+
+LOSSES = {kind.name: kind for kind in (MSE, WeightedMSE, IC, RankIC, CCC, Huber)}
+"""The losses a configuration can name."""
+
+
+def _valid_keywords(kind: type) -> list:
+    names = [p.name for p in inspect.signature(kind.__init__).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    names = [name for name in names if name != "self"]
+    if kind is WeightedMSE:
+        names += sorted({key for options in WeightedMSE.forms.values() for key in options})
+    return names
+
+
+def make_loss(spec: Union[str, Mapping[str, Any], Loss]) -> Loss:
+    """A loss from its name, from `{"name": ..., keyword: value}`, or a `Loss` returned as it is.
+
+    Raises:
+        ConfigError: unknown name or keyword (the valid ones are listed), or a value out of range.
+    """
+    if isinstance(spec, Loss):
+        return spec
+    if isinstance(spec, str):
+        spec = {"name": spec}
+    if not isinstance(spec, Mapping) or "name" not in spec:
+        raise ConfigError(f"a loss is a name or a mapping with the key 'name', got {spec!r}; names: {sorted(LOSSES)}")
+    keywords = {key: value for key, value in spec.items() if key != "name"}
+    if spec["name"] not in LOSSES:
+        raise ConfigError(f"unknown loss {spec['name']!r}; the losses are {sorted(LOSSES)}")
+    kind = LOSSES[spec["name"]]
+    valid = _valid_keywords(kind)
+    unknown = sorted(set(keywords) - set(valid), key=str)
+    if unknown:
+        raise ConfigError(f"loss {kind.name!r} does not know {unknown}; it takes {valid}")
+    return kind(**keywords)
