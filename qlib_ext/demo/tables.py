@@ -1,0 +1,162 @@
+"""The demo market as tables: the columns and types of the daily A-share tables that `qlib_ext.store` ingests."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from qlib_ext.demo.market import INDUSTRIES, Market
+from qlib_ext.demo.membership import INDEX_CODES, INDEX_NAMES, index_bars
+
+
+def make_tables(market: Market) -> dict[str, pd.DataFrame]:
+    """All tables by name: bars, index_bars, membership, index_weights, industry, float_shares_monthly."""
+    return {
+        "bars": bars_table(market),
+        "index_bars": index_bars_table(market),
+        "membership": membership_table(market),
+        "index_weights": index_weights_table(market),
+        "industry": industry_table(market),
+        "float_shares_monthly": float_shares_table(market),
+    }
+
+
+def write_tables(market: Market, folder: str | Path) -> Path:
+    """Write every table of `make_tables` as `<name>.parquet` into `folder` (made if absent); same market, same bytes."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, table in make_tables(market).items():
+        table.to_parquet(folder / f"{name}.parquet", index=False)
+    return folder
+
+
+def bars_table(market: Market) -> pd.DataFrame:
+    """One row per stock and listed day, stock by stock: raw OHLC in CNY, volume in shares, amount in CNY, turnover in percent of float."""
+    stock, day = np.nonzero(market.listed.T)
+    turnover = 100.0 * market.volume / np.where(market.listed, market.float_shares, 1.0)
+    columns = {"date": market.days[day].astype("datetime64[ms]"), "instrument": _instruments(market, stock)}
+    for name in ("open", "high", "low", "close"):
+        columns[name] = getattr(market, name)[day, stock].astype(np.float32)
+    columns["volume"] = market.volume[day, stock]
+    columns["amount"] = market.amount[day, stock].astype(np.float32)
+    columns["turnover"] = turnover[day, stock].astype(np.float32)
+    columns["factor"] = market.factor[day, stock].astype(np.float32)
+    columns["is_st"] = market.is_st[day, stock].astype(np.int8)
+    return pd.DataFrame(columns)
+
+
+def truth_table(market: Market) -> pd.DataFrame:
+    """One row per stock and listed day: `expected`, the true conditional expectation of the 5-day label at the close of the day (a fraction)."""
+    stock, day = np.nonzero(market.listed.T)
+    return pd.DataFrame(
+        {
+            "date": market.days[day].astype("datetime64[ms]"),
+            "instrument": _instruments(market, stock),
+            "expected": market.expected[day, stock],
+        }
+    )
+
+
+def index_bars_table(market: Market) -> pd.DataFrame:
+    """Index bars in points, volume in shares of all members, `change_pct` in percent (NaN on the first day)."""
+    parts = []
+    for code, name, bars in zip(INDEX_CODES, ("CSI300", "CSI500", "CSI1000"), index_bars(market), strict=True):
+        change = np.append(np.nan, 100.0 * (bars["close"][1:] / bars["close"][:-1] - 1.0))
+        columns = {"date": market.days.astype("datetime64[us]"), "instrument": code}
+        columns.update({field: bars[field].astype(np.float32) for field in ("open", "high", "low", "close", "volume")})
+        parts.append(pd.DataFrame({**columns, "name": name, "change_pct": change.astype(np.float32)}))
+    return pd.concat(parts, ignore_index=True)
+
+
+def membership_table(market: Market) -> pd.DataFrame:
+    """Spans of membership; `end` is the last calendar day before the next list (or the last day of the market)."""
+    rows = []
+    days = market.days.astype("datetime64[us]")
+    for stock, instrument in enumerate(market.instruments):
+        series = market.member[:, stock]
+        edges = np.flatnonzero(np.diff(series)) + 1
+        starts, stops = np.append(0, edges), np.append(edges, len(series))
+        for begin, stop in zip(starts, stops, strict=True):
+            if series[begin] >= 0:
+                end = days[stop] - np.timedelta64(1, "D") if stop < len(days) else days[-1]
+                rows.append((instrument, INDEX_NAMES[series[begin]], days[begin], end, True))
+    table = pd.DataFrame(rows, columns=["instrument", "index", "start", "end", "has_bars"])
+    return table.astype({"start": "datetime64[us]", "end": "datetime64[us]"})
+
+
+def index_weights_table(market: Market) -> pd.DataFrame:
+    """Weights of csi300 by float cap at the close, in percent with four decimals: first day and the last trading day of every month."""
+    parts = []
+    for day in np.flatnonzero(market.month_end | (np.arange(len(market.days)) == 0)):
+        members = np.flatnonzero(market.member[day] == 0)
+        cap = market.close[day, members] * market.float_shares[day, members]
+        codes = [market.instruments[stock] for stock in members]
+        weight = np.round(100.0 * cap / cap.sum(), 4)
+        parts.append(
+            pd.DataFrame({"date": market.days[day].astype("datetime64[us]"), "index": INDEX_NAMES[0], "instrument": codes, "weight": weight})
+        )
+    return pd.concat(parts, ignore_index=True)
+
+
+def industry_table(market: Market) -> pd.DataFrame:
+    """Industry in force by span. Codes and names are made up (`l1_code` 01..31); `l1_latest` is the last one and thus looks ahead."""
+    rows = []
+    for stock in np.flatnonzero(market.listed.any(axis=0)):
+        series = market.industry[:, stock]
+        first = int(np.argmax(market.listed[:, stock]))
+        edges = [first, *(np.flatnonzero(np.diff(series[first:])) + first + 1)]
+        for position, begin in enumerate(edges):
+            is_last = position + 1 == len(edges)
+            end = np.datetime64("2099-12-31") if is_last else market.days[edges[position + 1]] - np.timedelta64(1, "D")
+            code = int(series[begin]) + 1
+            rows.append((market.instruments[stock], market.days[begin], end, code, int(series[-1]) + 1))
+    table = pd.DataFrame(rows, columns=["instrument", "start", "end", "code", "latest"])
+    names = np.array([f"Industry {number:02d}" for number in range(INDUSTRIES + 1)])
+    name = names[table["code"]]
+    return pd.DataFrame(
+        {
+            "instrument": table["instrument"],
+            "start": table["start"].astype("datetime64[us]"),
+            "end": table["end"].astype("datetime64[us]"),
+            "sw_code": [f"{code:02d}0101" for code in table["code"]],
+            "l1_code": [f"{code:02d}" for code in table["code"]],
+            "l1_name": name,
+            "l2": name,
+            "l3": name,
+            "l1_latest": names[table["latest"]],
+            "in_sw2021_table": False,
+            "updated": table["start"].dt.strftime("%Y-%m-%d %H:%M:%S"),
+        }
+    )
+
+
+def float_shares_table(market: Market) -> pd.DataFrame:
+    """Float shares known after the close of each complete month (`month` = its last calendar day), from the month before a stock's first bar.
+
+    The value includes shares that start trading on the next day, so that carrying it over the following month gives the true float.
+    """
+    month = market.days.astype("datetime64[M]")
+    ends = np.flatnonzero(market.month_end)
+    parts = []
+    for stock in np.flatnonzero(market.listed.any(axis=0)):
+        first = int(np.argmax(market.listed[:, stock]))
+        later = ends[ends >= first]
+        months = np.append(month[first] - 1, month[later])
+        shares = np.append(market.float_shares[first, stock], market.float_shares_after[later, stock])
+        last_day = (months + 1).astype("datetime64[D]") - np.timedelta64(1, "D")
+        parts.append(
+            pd.DataFrame(
+                {
+                    "month": last_day.astype("datetime64[us]"),
+                    "instrument": market.instruments[stock],
+                    "float_shares": shares,
+                    "method": "turnover",
+                }
+            )
+        )
+    return pd.concat(parts, ignore_index=True)
+
+
+def _instruments(market: Market, stock: np.ndarray) -> pd.Categorical:
+    """Codes of the listed stocks as a sorted-by-position categorical, as in the real bars."""
+    return pd.Categorical.from_codes(stock.astype(np.int16), categories=market.instruments)
