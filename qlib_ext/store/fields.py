@@ -1,0 +1,145 @@
+"""From tables to stored fields: adjustment, suspensions, and what is known when."""
+
+from typing import Dict, List, NamedTuple, Optional, Tuple
+
+import numpy as np
+
+from qlib_ext.store.grid import Grid
+from qlib_ext.store.schema import AMOUNT_TOLERANCE, PRICES
+from qlib_ext.store.tables import Table
+
+LOOK_AHEAD_METHODS = ("snapshot_bfill",)
+
+
+class StockFields(NamedTuple):
+    """`fields` name -> float32 [c]; `close` adjusted and `raw_close` unadjusted, float64 [c], carried through suspensions."""
+
+    fields: Dict[str, np.ndarray]
+    close: np.ndarray
+    raw_close: np.ndarray
+    counts: Dict[str, int]
+
+
+def stock_fields(table: Table, grid: Grid, vwap: str) -> StockFields:
+    """Price, volume and status fields of stocks.
+
+    Prices x factor, volume / factor; on suspended days (volume 0, or no row inside the stock's span) prices, vwap, volume,
+    amount, change and turnover are NaN, factor and is_st are the row's own or carried on.
+    """
+    numbers = table.numbers
+    volume, factor = grid.expand(numbers["volume"]), grid.expand(numbers["factor"])
+    traded = volume > 0
+    hide = np.where(traded, 1.0, np.nan)  # x hide: NaN on suspended days
+    raw = {name: grid.expand(numbers[name]) * hide for name in PRICES}
+    fields = {name: (raw[name] * factor).astype(np.float32) for name in PRICES}
+    fields["volume"] = (volume / factor * hide).astype(np.float32)
+    for name in ("amount", "turnover"):
+        if name in numbers:
+            fields[name] = (grid.expand(numbers[name]) * hide).astype(np.float32)
+    counts = {"suspended_cells": int(grid.size - np.count_nonzero(traded)), "cells_without_row": int(grid.size - len(table))}
+    price = (raw["high"] + raw["low"] + raw["close"]) / 3
+    if vwap == "amount":
+        amount = grid.expand(numbers["amount"])
+        price = np.where(amount > 0, amount, np.nan) / np.where(traded, volume, np.nan)
+        outside = (price > raw["high"] * (1 + AMOUNT_TOLERANCE)) | (price < raw["low"] * (1 - AMOUNT_TOLERANCE))
+        counts["vwap_unknown_cells"] = int(np.count_nonzero(traded & np.isnan(price)))
+        counts["vwap_outside_low_high"] = int(np.count_nonzero(outside))
+    fields["vwap"] = (price * factor).astype(np.float32)
+    close = raw["close"] * factor
+    fields["change"] = _change(close, grid)
+    fields["factor"] = grid.carry(factor).astype(np.float32)
+    if "is_st" in numbers:
+        status = np.where(numbers["is_st"] < 0, np.nan, numbers["is_st"])
+        fields["is_st"] = _carry_rows(grid, status).astype(np.float32)
+        counts["is_st_unknown_cells"] = int(np.count_nonzero(np.isnan(fields["is_st"])))
+    return StockFields(fields, grid.carry(close), grid.carry(raw["close"]), counts)
+
+
+def index_fields(table: Table, grid: Grid) -> Dict[str, np.ndarray]:
+    """Fields of indices, float32 [c]: factor 1, typical price as vwap; volume and amount NaN where 0 or unknown."""
+    prices = {name: grid.expand(table.numbers[name]) for name in PRICES}
+    fields = dict(prices)
+    for name in ("volume", "amount"):
+        if name in table.numbers:
+            values = grid.expand(table.numbers[name])
+            fields[name] = np.where(values > 0, values, np.nan)
+    fields["vwap"] = (prices["high"] + prices["low"] + prices["close"]) / 3
+    fields["change"] = _change(prices["close"], grid)
+    fields["factor"] = np.ones(grid.size)
+    return {name: values.astype(np.float32) for name, values in fields.items()}
+
+
+def float_shares(table: Optional[Table], grid: Grid) -> Tuple[np.ndarray, Dict[str, int]]:
+    """Float shares as known on each day, float64 [c].
+
+    A value dated d counts from the first trading day after d until the next value counts. Rows whose method looks ahead
+    (`snapshot_bfill`) are left out: NaN before the first other value.
+    """
+    if table is None:
+        return np.full(grid.size, np.nan), {}
+    counts = {"float_shares_rows": len(table)}
+    if "method" in table.texts:
+        ahead = np.isin(table.texts["method"].astype(str), LOOK_AHEAD_METHODS)
+        counts["float_shares_look_ahead_rows_left_out"] = int(ahead.sum())
+        table = table.take(np.flatnonzero(~ahead))
+    table = table.take(np.lexsort((table.dates["month"], table.code)))
+    position = np.searchsorted(grid.calendar, table.dates["month"], side="right")
+    cells = grid.from_events(table.with_codes(grid.codes), position, table.numbers["float_shares"])
+    counts["float_shares_unknown_cells"] = int(np.count_nonzero(np.isnan(cells)))
+    return cells, counts
+
+
+def industry(table: Table, grid: Grid) -> Tuple[np.ndarray, Dict[str, dict], Dict[str, int]]:
+    """Level-1 industry in force on each day as a number, float64 [c], with the meaning of the numbers.
+
+    A code counts from its start date, inclusive, to its end date, inclusive, or to the start of the stock's next code if that is
+    earlier. NaN where none is in force. The number is the code itself where all codes are digits; otherwise codes are
+    numbered by the date they first start, so that later codes do not renumber earlier ones.
+    """
+    table = table.take(np.lexsort((table.dates["start"], table.code)))
+    numbers, meaning = _industry_numbers(table)
+    stock = table.with_codes(grid.codes)
+    start, end = table.dates["start"], table.dates["end"]
+    same = table.code[1:] == table.code[:-1]
+    overlaps = int(np.count_nonzero(same & (end[:-1] >= start[1:])))
+    ends = np.flatnonzero(np.append(~same | (end[:-1] + 1 < start[1:]), True))  # spans followed by a hole or by nothing
+    event_stock = np.concatenate([stock, stock[ends]])
+    event_day = np.concatenate([start, end[ends] + 1])
+    value = np.concatenate([numbers, np.full(len(ends), np.nan)])
+    order = np.lexsort((event_day, event_stock))
+    position = np.searchsorted(grid.calendar, event_day[order], side="left")
+    cells = grid.from_events(event_stock[order], position, value[order])
+    counts = {"industry_spans": len(table), "industry_overlaps_cut": overlaps,
+              "industry_unknown_cells": int(np.count_nonzero(np.isnan(cells)))}
+    return cells, meaning, counts
+
+
+def _industry_numbers(table: Table) -> Tuple[np.ndarray, Dict[str, dict]]:
+    codes = table.texts["l1_code"].astype(str)
+    names: Dict[str, Optional[str]] = {}
+    by_start = np.argsort(table.dates["start"], kind="stable")
+    ordered: List[str] = []
+    for row in sorted(by_start, key=lambda r: (table.dates["start"][r], codes[r])):
+        if codes[row] not in names:
+            ordered.append(codes[row])
+        name = table.texts["l1_name"][row] if "l1_name" in table.texts else None
+        names[codes[row]] = name or names.get(codes[row])
+    digits = all(code.isdigit() and len(code) <= 7 and (code == "0" or code[0] != "0") for code in ordered)
+    number = {code: int(code) if digits else place for place, code in enumerate(ordered)}
+    meaning = {str(number[code]): {"code": code, "name": names[code]} for code in sorted(ordered, key=number.get)}
+    return np.array([number[code] for code in codes], dtype=np.float64), meaning
+
+
+def _carry_rows(grid: Grid, values: np.ndarray) -> np.ndarray:
+    """Table rows [r] to cells [c]: a cell without a row takes the instrument's previous row, NaN included."""
+    row = grid.carry(grid.expand(np.arange(len(values))))
+    return values[row.astype(np.int64)]  # every instrument's first cell has a row
+
+
+def _change(close: np.ndarray, grid: Grid) -> np.ndarray:
+    """Close over the instrument's previous finite close, minus 1; NaN without one. float32 [c]"""
+    change = np.full(grid.size, np.nan, dtype=np.float32)
+    at = np.flatnonzero(np.isfinite(close))
+    same = grid.stock[at[1:]] == grid.stock[at[:-1]]
+    change[at[1:][same]] = (close[at[1:]] / close[at[:-1]] - 1)[same]
+    return change

@@ -1,0 +1,172 @@
+"""Index membership and index weights per day."""
+
+from typing import Dict, List, NamedTuple, Optional, Tuple
+
+import numpy as np
+
+from qlib_ext.store.checks import weight_unit
+from qlib_ext.store.grid import Grid
+from qlib_ext.store.tables import Table
+
+ONE_DAY = np.timedelta64(1, "D")
+_SOURCES = ("none", "official", "float_cap", "equal")
+
+
+class Membership(NamedTuple):
+    """`spans` index -> code -> list of (start, end inclusive), codes with bars only; `counts` what was merged and left out."""
+
+    spans: Dict[str, Dict[str, List[Tuple[np.datetime64, np.datetime64]]]]
+    counts: Dict[str, dict]
+
+
+def membership_spans(table: Table, codes: np.ndarray, index_names) -> Membership:
+    """Membership spans of the wanted indices; overlapping, equal or adjacent spans of one code are merged."""
+    spans: Dict[str, dict] = {}
+    counts: Dict[str, dict] = {}
+    stock = table.with_codes(codes)
+    for index_name in index_names:
+        rows = np.flatnonzero(table.texts["index"] == index_name)
+        left_out = rows[stock[rows] < 0]
+        if len(rows) == len(left_out):
+            continue
+        rows = rows[stock[rows] >= 0]
+        rows = rows[np.lexsort((table.dates["start"][rows], stock[rows]))]
+        by_code: Dict[str, list] = {}
+        merged = 0
+        for row in rows:
+            held = by_code.setdefault(str(codes[stock[row]]), [])
+            start, end = table.dates["start"][row], table.dates["end"][row]
+            if held and start <= held[-1][1] + ONE_DAY:
+                held[-1] = (held[-1][0], max(held[-1][1], end))
+                merged += 1
+            else:
+                held.append((start, end))
+        spans[index_name] = by_code
+        counts[index_name] = {
+            "spans": sum(len(held) for held in by_code.values()),
+            "codes": len(by_code),
+            "spans_merged": merged,
+            "spans_without_bars": len(left_out),
+            "codes_without_bars": len(np.unique(table.code[left_out])),
+        }
+    return Membership(spans, counts)
+
+
+class IndexWeights(NamedTuple):
+    """`cells` float64 [c], fraction of 1 per day, NaN for non-members; `about` for the metadata."""
+
+    cells: np.ndarray
+    about: dict
+
+
+def index_weights(
+    index_name: str,
+    spans: Dict[str, list],
+    official: Optional[Table],
+    grid: Grid,
+    close: np.ndarray,
+    float_cap: np.ndarray,
+) -> IndexWeights:
+    """Weights of an index's members on every day, known after its close.
+
+    Official weights of date d count from the first trading day after d and drift with the adjusted close:
+    w_i(t) = w_i(d) close_i(t) / close_i(d) (a stock without a close on d drifts from its first one after d). A member without one
+    is estimated as float cap x the day's median of w / float cap over members that have both; without official weights
+    w = float cap. A member of unknown float cap takes the median float cap of the day's members (without any known cap: the
+    median official weight, or equal weights). Then each day is divided by its sum over the members that have bars.
+
+    Arguments: `spans` code -> (start, end inclusive); `close` adjusted and `float_cap`, both [c], carried through suspensions.
+    """
+    stocks = np.searchsorted(grid.codes, sorted(spans))
+    first, last = int(grid.start.min()), int((grid.start + grid.length).max()) - 1
+    member = _members(spans, stocks, grid, first, last)
+    price = grid.to_days(close, stocks, first, last)
+    cap = grid.to_days(float_cap, stocks, first, last)
+    weight, about = _official(index_name, official, stocks, grid, price, first)
+    weight[~member] = np.nan
+    cap[~member] = np.nan
+    from_official = np.isfinite(weight)
+    has_official = from_official.any(axis=1)
+    has_cap = np.isfinite(cap).any(axis=1)
+    scale = _median(weight / cap)  # [t], NaN where no member has both
+    scale = np.where(has_official, scale, 1.0)
+    estimate = np.where(np.isfinite(cap), cap, _median(cap)[:, None]) * scale[:, None]
+    fallback = np.where(has_official, _median(weight), 1.0)  # days on which no estimate is possible at all
+    estimate = np.where(np.isfinite(estimate), estimate, fallback[:, None])
+    weight = np.where(from_official, weight, np.where(member, estimate, np.nan))
+    total = np.nansum(weight, axis=1, keepdims=True)
+    weight = weight / np.where(total > 0, total, np.nan)
+    source = np.where(~member.any(axis=1), 0, np.where(has_official, 1, np.where(has_cap, 2, 3)))
+    about.update(
+        unit="fraction",
+        source="official, drifting between dates" if has_official.any() else "float cap",
+        spans=_runs(source, grid.calendar[first : last + 1]),
+        member_days=int(member.sum()),
+        member_days_official=int(from_official.sum()),
+        member_days_float_cap=int((member & ~from_official & np.isfinite(cap)).sum()),
+        member_days_float_cap_unknown=int((member & ~from_official & ~np.isfinite(cap)).sum()),
+    )
+    return IndexWeights(grid.from_days(weight, stocks, first, member & np.isfinite(weight)), about)
+
+
+def _members(spans, stocks, grid: Grid, first: int, last: int) -> np.ndarray:
+    """Who is a member on which day and within the days of its bars. bool [t, n]"""
+    member = np.zeros((last - first + 1, len(stocks)), dtype=bool)
+    for column, (stock, code) in enumerate(zip(stocks, sorted(spans))):
+        low, high = grid.start[stock], grid.start[stock] + grid.length[stock]
+        for start, end in spans[code]:
+            begin = max(np.searchsorted(grid.calendar, start, side="left"), low)
+            stop = min(np.searchsorted(grid.calendar, end, side="right"), high)
+            member[max(begin - first, 0) : max(stop - first, 0), column] = True
+    return member
+
+
+def _official(index_name: str, official: Optional[Table], stocks, grid: Grid, price: np.ndarray, first: int):
+    """Official weights drifted to every day they count for, not normalised. [t, n]"""
+    weight = np.full(price.shape, np.nan)
+    rows = np.empty(0, dtype=np.int64) if official is None else np.flatnonzero(official.texts["index"] == index_name)
+    if len(rows) == 0:
+        return weight, {"official_dates": 0}
+    table = official.take(rows)
+    dates, at = np.unique(table.dates["date"], return_inverse=True)
+    sums = np.bincount(at, weights=table.numbers["weight"])
+    unit = weight_unit(sums)
+    table.numbers["weight"] /= sums[at]
+    known = np.searchsorted(grid.calendar, dates, side="right")  # first trading day on which the date's weights are known
+    begin = np.clip(known - first, 0, len(price))
+    stop = np.append(begin[1:], len(price))
+    column = np.full(len(grid.codes) + 1, -1, dtype=np.int64)
+    column[stocks] = np.arange(len(stocks))
+    place = column[table.with_codes(grid.codes)]
+    used = [k for k in range(len(dates)) if begin[k] < stop[k]]
+    for k in used:
+        mine = (at == k) & (place >= 0)
+        days = slice(begin[k], stop[k])
+        base = price[known[k] - 1 - first].copy() if known[k] > first else np.full(len(stocks), np.nan)
+        later = price[days][np.isfinite(price[days]).argmax(axis=0), np.arange(len(stocks))]
+        base = np.where(np.isfinite(base), base, later)
+        given = np.full(len(stocks), np.nan)
+        given[place[mine]] = table.numbers["weight"][mine]
+        weight[days] = given * price[days] / base
+    about = {"official_unit": unit, "official_dates": len(used)}
+    if used:
+        about.update(official_first=str(dates[used[0]]), official_last=str(dates[used[-1]]))
+    without = np.unique(table.code[table.with_codes(grid.codes) < 0])
+    about["official_codes_without_bars"] = len(without)
+    return weight, about
+
+
+def _median(values: np.ndarray) -> np.ndarray:
+    """Median of the finite values of each row; NaN for rows without any. [t]"""
+    ordered = np.sort(values, axis=1)  # NaN last
+    count = np.isfinite(ordered).sum(axis=1)
+    rows = np.arange(len(ordered))
+    low, high = ordered[rows, np.maximum(count - 1, 0) // 2], ordered[rows, count // 2]
+    return np.where(count > 0, np.where(count % 2 == 1, low, (low + high) / 2), np.nan)
+
+
+def _runs(source: np.ndarray, days: np.ndarray) -> List[dict]:
+    """Runs of equal source as spans of days."""
+    edges = np.flatnonzero(np.append(True, source[1:] != source[:-1]))
+    stops = np.append(edges[1:], len(source)) - 1
+    return [{"start": str(days[a]), "end": str(days[b]), "source": _SOURCES[source[a]]} for a, b in zip(edges, stops)]

@@ -1,0 +1,180 @@
+"""Writing a Qlib store all or nothing: a folder beside the goal is filled, then renamed; a lock keeps two writers apart."""
+
+import fcntl
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Dict, List, Tuple
+
+import numpy as np
+from qlib.config import C
+from qlib.data.storage import CalendarStorage
+from qlib.data.storage.file_storage import FileCalendarStorage, FileFeatureStorage
+from qlib.utils.time import Freq
+
+from qlib_ext.errors import DataError
+from qlib_ext.store.metadata import METADATA_FILE, check_store, combine, digest
+
+_DAY = Freq("day")
+
+
+class _WithoutInit:
+    """Lets Qlib's file storages work on a folder without `qlib.init` (they ask the global configuration for mount paths).
+
+    Qlib derives a storage's folder from its class name: subclasses must end in FeatureStorage, CalendarStorage.
+    """
+
+    _support_freq = [_DAY]
+
+    @property
+    def dpm(self):
+        return C.DataPathManager(self._provider_uri, dict.fromkeys(self._provider_uri))
+
+
+class _PlainFeatureStorage(_WithoutInit, FileFeatureStorage):
+    pass
+
+
+class _PlainCalendarStorage(_WithoutInit, FileCalendarStorage):
+    def __init__(self, root: str):  # Qlib's constructor asks the global configuration for a region
+        CalendarStorage.__init__(self, "day", False)
+        self._provider_uri = C.DataPathManager.format_provider_uri(root)
+        self._freq_file_cache = _DAY
+
+
+class StoreLock:
+    """Holds the right to write one store; on entry also clears what dead writers left behind.
+
+    Raises
+    ------
+    DataError
+        Another writer, in this process or another, holds the lock.
+    """
+
+    def __init__(self, out: Path):
+        self.out = out
+        self.path = out.parent / f".{out.name}.lock"
+        self._file = None
+
+    def __enter__(self) -> "StoreLock":
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            file = open(self.path, "a")
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                file.close()
+                raise DataError(f"another ingestion is writing {self.out} now; wait for it, or give another --out") from error
+            if self._still_there(file):
+                break
+            file.close()  # its last holder removed the file between our open and our lock
+        self._file = file
+        self._clear()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        self.path.unlink(missing_ok=True)
+        self._file.close()
+
+    def _still_there(self, file) -> bool:
+        try:
+            return os.fstat(file.fileno()).st_ino == os.stat(self.path).st_ino
+        except FileNotFoundError:
+            return False
+
+    def _clear(self) -> None:
+        replaced = sorted(self.out.parent.glob(f".{glob_escape(self.out.name)}.old-*"))
+        if replaced and not self.out.exists():  # died between the two renames of a replacement
+            replaced.pop().rename(self.out)
+        for folder in replaced + sorted(self.out.parent.glob(f".{glob_escape(self.out.name)}.building-*")):
+            shutil.rmtree(folder)
+
+
+def glob_escape(name: str) -> str:
+    """A file name as a literal glob pattern."""
+    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
+
+
+def check_goal(out: Path, overwrite: bool) -> None:
+    """Refuse a goal that must not be replaced.
+
+    Raises
+    ------
+    DataError
+        `out` is a file, a non-empty folder that is no store, or a store while `overwrite` is false.
+    """
+    if not out.exists():
+        return
+    if not out.is_dir():
+        raise DataError(f"{out} is a file; give a folder that does not exist yet")
+    if not any(out.iterdir()):
+        return
+    try:
+        check_store(out)
+    except DataError as error:
+        raise DataError(f"folder {out} is not empty and not a Qlib store; it is left alone: give another --out") from error
+    if not overwrite:
+        raise DataError(f"there is a store at {out} already; give --overwrite to replace it, or another --out")
+
+
+class StoreWriter:
+    """Fills a folder beside `out`; `publish` renames it to `out`; leaving without it removes the folder.
+
+    Use inside a `StoreLock`. Feature and calendar files go through Qlib's own storage classes; instruments files are written
+    here, since Qlib 0.9.7 writes their columns in an order it cannot read back (start, end, code).
+    """
+
+    def __init__(self, out: Path):
+        self.out = out
+        self.folder = out.parent / f".{out.name}.building-{os.getpid()}"
+        self.digests: Dict[str, str] = {}
+
+    def __enter__(self) -> "StoreWriter":
+        for name in ("calendars", "instruments", "features"):
+            (self.folder / name).mkdir(parents=True)
+        self._uri = str(self.folder)
+        return self
+
+    def __exit__(self, *exception) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def calendar(self, days: np.ndarray) -> None:
+        """Write the calendar: datetime64[D] [t], ascending."""
+        _PlainCalendarStorage(self._uri).extend([str(day) for day in days])
+        self._note("calendars/day.txt")
+
+    def instruments(self, name: str, spans: Dict[str, List[Tuple[np.datetime64, np.datetime64]]]) -> None:
+        """Write an instruments file: code -> list of (start, end inclusive)."""
+        lines = [f"{code}\t{start}\t{end}\n" for code in sorted(spans) for start, end in spans[code]]
+        (self.folder / "instruments" / f"{name}.txt").write_text("".join(lines), encoding="utf-8")
+        self._note(f"instruments/{name}.txt")
+
+    def features(self, code: str, start: int, fields: Dict[str, np.ndarray]) -> None:
+        """Write one instrument's fields, float32 [days] from calendar position `start` on."""
+        (self.folder / "features" / code.lower()).mkdir()
+        for name, values in fields.items():
+            storage = _PlainFeatureStorage(code, name, "day", provider_uri=self._uri)
+            storage.write(values, index=start)
+            content = np.float32(start).astype("<f4").tobytes() + values.astype("<f4", copy=False).tobytes()
+            self.digests[f"features/{storage.file_name}"] = digest(content)
+
+    def publish(self, metadata: dict, settings: dict) -> str:
+        """Write the metadata and put the folder in place of `out`; returns the fingerprint."""
+        metadata["fingerprint"] = combine(self.digests, settings)
+        text = json.dumps(metadata, indent=1, ensure_ascii=False)
+        (self.folder / METADATA_FILE).write_text(text + "\n", encoding="utf-8")
+        old = self.out.parent / f".{self.out.name}.old-{os.getpid()}"
+        if self.out.exists():
+            self.out.rename(old)
+        try:
+            self.folder.rename(self.out)
+        except BaseException:
+            if old.exists():
+                old.rename(self.out)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+        return metadata["fingerprint"]
+
+    def _note(self, name: str) -> None:
+        self.digests[name] = digest((self.folder / name).read_bytes())
