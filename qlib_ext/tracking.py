@@ -1,0 +1,74 @@
+"""Where runs are kept: an experiment manager for a local sqlite file, with the artefacts beside it."""
+
+import re
+from pathlib import Path
+
+from mlflow.exceptions import MlflowException
+from qlib.utils.exceptions import ExpAlreadyExistError
+from qlib.workflow.exp import MLflowExperiment
+from qlib.workflow.expm import MLflowExpManager
+
+PREFIX = "sqlite:///"
+
+
+def resolve_uri(uri: str) -> str:
+    """The tracking uri with `~` and a relative path made absolute; other than sqlite uris are returned as they are."""
+    if not str(uri).startswith(PREFIX):
+        return str(uri)
+    return PREFIX + str(Path(str(uri)[len(PREFIX):]).expanduser().absolute())
+
+
+def database_path(uri: str) -> Path | None:
+    """The file behind a sqlite uri, or None for another kind of uri."""
+    return Path(resolve_uri(uri)[len(PREFIX):]) if str(uri).startswith(PREFIX) else None
+
+
+class SqliteExpManager(MLflowExpManager):
+    """Qlib's `MLflowExpManager` for a sqlite file that need not exist yet.
+
+    Qlib's own needs the folder of the database to be there, does not expand `~`, and leaves the artefacts to MLflow's
+    default, `mlruns` in whatever folder the run was started from. Here the folder is made when tracking begins, and
+    an experiment created here keeps its artefacts under `artifacts`. Experiments that exist keep their place.
+
+    Parameters
+    ----------
+    uri : `sqlite:///PATH`, where PATH may begin with `~`; any other uri works as in Qlib.
+    default_exp_name : experiment used when none is named.
+    artifacts : folder of the artefacts; by default `artifacts` beside the database.
+    """
+
+    def __init__(self, uri: str, default_exp_name: str = "Experiment", artifacts: str | None = None):
+        super().__init__(uri=resolve_uri(uri), default_exp_name=default_exp_name)
+        self.artifacts = artifacts
+
+    @property
+    def client(self):
+        """MLflow's client; the folder of the database exists once it is asked for."""
+        path = database_path(self.uri)
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        return super().client
+
+    def artifact_location(self, experiment_name: str) -> str | None:
+        """Folder for a new experiment's artefacts; None (MLflow's choice) where there is no local database."""
+        path = database_path(self.uri)
+        if self.artifacts is None and path is None:
+            return None
+        root = Path(self.artifacts).expanduser().absolute() if self.artifacts else path.parent / "artifacts"
+        return str(root / re.sub(r"[^\w.\-]+", "_", experiment_name))
+
+    def create_exp(self, experiment_name: str | None = None) -> MLflowExperiment:
+        """Create an experiment whose artefacts lie under `artifacts`.
+
+        Raises
+        ------
+        ExpAlreadyExistError : another process made it meanwhile (Qlib then opens that one).
+        """
+        name = experiment_name or self._default_exp_name
+        try:
+            identifier = self.client.create_experiment(name, artifact_location=self.artifact_location(name))
+        except MlflowException as error:
+            if error.error_code == "RESOURCE_ALREADY_EXISTS":
+                raise ExpAlreadyExistError() from error
+            raise
+        return MLflowExperiment(identifier, name, self.uri)
