@@ -1,0 +1,262 @@
+"""PanelDatasetH: a Qlib dataset whose segments are panels, one day a batch."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pandas as pd
+from qlib.config import C
+from qlib.data import D
+from qlib.data.dataset import DatasetH
+from qlib.data.dataset.handler import DataHandlerLP
+from qlib.log import get_module_logger
+from qlib.utils import init_instance_by_config
+
+from qlib_ext.data.panel import MISSING_ROWS, Block, Panel
+from qlib_ext.data.segments import label_offset, segment_positions, trim_segments
+from qlib_ext.data.universe import universe_grid, universe_mask
+from qlib_ext.errors import ConfigError, DataError
+from qlib_ext.store.metadata import check_store, fingerprint
+
+logger = get_module_logger("qlib_ext.dataset")
+
+
+class PanelDatasetH(DatasetH):
+    """Features from the inference table, training labels from the learning table, evaluation labels raw.
+
+    `prepare` answers as any `DatasetH` (for LightGBM, `SignalRecord`), on the trimmed segments and the universe's rows; `panel`
+    gives what our models train on.
+
+    Args:
+        handler: a `DataHandlerLP` or its configuration. Statistics are fitted on its rows, windows use all the history it loads.
+        segments: name -> [start, end]. ``train`` and ``valid`` are trimmed by the embargo and the trim is logged.
+        universe: market name; who is sampled and scored on a day. None = everybody who was loaded.
+        window: days in a window.
+        missing_rows: what a window shows where a stock has no row: ``nan``, or ``ffill_bfill`` (see `Panel`).
+        aux: name -> configuration of a loader with ``load(days) -> (values [t, m], names)``, e.g. the market's state.
+        embargo: ``auto`` = the label's furthest look ahead; a number of trading days may only be larger.
+        keep_frames: False frees Qlib's frames as soon as the panel is made; `prepare` then serves the raw label only.
+
+    Raises:
+        ConfigError: segments empty, overlapping or without room for the embargo; train or valid labels past the end of the data;
+            unknown universe, aux loader or option; a learn processor that touches features.
+        DataError: store missing; infinite features; duplicate rows. All but the last two come before any data are loaded.
+    """
+
+    def __init__(self, handler, segments: dict, universe: str | None = None, window: int = 8, missing_rows: str = "nan",
+                 aux: dict | None = None, embargo: str | int = "auto", keep_frames: bool = True, fetch_kwargs: dict | None = None):
+        if missing_rows not in MISSING_ROWS:
+            raise ConfigError(f"missing_rows={missing_rows!r} is unknown; choose one of {MISSING_ROWS}")
+        if not isinstance(window, int) or window < 1:
+            raise ConfigError(f"window={window!r} must be a whole number of days, at least 1")
+        if not (embargo == "auto" or isinstance(embargo, int)):
+            raise ConfigError(f"embargo={embargo!r}: 'auto' or a number of trading days")
+        check_store(C.dpm.get_data_uri("day"))
+        self.universe, self.window, self.missing_rows = universe, window, missing_rows
+        self.embargo, self.keep_frames = embargo, keep_frames
+        self.aux = {name: init_instance_by_config(copy.deepcopy(config)) for name, config in (aux or {}).items()}
+        handler, loaded = _unloaded(handler)
+        _check_processors(handler)
+        self.asked_segments = dict(segments)
+        trimmed = self._trim(handler, self.asked_segments)
+        if universe is not None:
+            universe_grid(_calendar()[:1], np.array([], dtype=str), universe)
+        super().__init__(handler=handler, segments=trimmed, fetch_kwargs=fetch_kwargs or {})
+        if not loaded:
+            handler.setup_data()
+        if not keep_frames:
+            self.panel()
+
+    def config(self, handler_kwargs: dict | None = None, **kwargs) -> None:
+        """Qlib's `config`; new segments are trimmed too, and the panel is made anew."""
+        if "segments" in kwargs:
+            self.asked_segments = dict(kwargs["segments"])
+            kwargs["segments"] = self._trim(self.handler, self.asked_segments)
+        if handler_kwargs is not None or "segments" in kwargs:
+            self._panel = None
+        super().config(handler_kwargs=handler_kwargs, **kwargs)
+
+    def setup_data(self, handler_kwargs: dict | None = None, **kwargs) -> None:
+        """Qlib's `setup_data`; the panel is made anew."""
+        self._panel = None
+        super().setup_data(handler_kwargs=handler_kwargs, **kwargs)
+
+    def panel(self, segment: str | tuple | slice | None = None) -> Panel:
+        """The panel of everything loaded (None), or its view on a segment's name or a pair of dates.
+
+        Raises:
+            ConfigError: unknown segment, or the handler's data are not loaded (after unpickling: `setup_data` first).
+        """
+        if getattr(self, "_panel", None) is None:
+            self._panel = self._build()
+        if segment is None:
+            return self._panel
+        if isinstance(segment, str):
+            return self._panel.view(segment)
+        days = self._panel.days
+        first, last = segment_positions({"asked for": segment}, days)["asked for"]
+        return self._panel.view((first, last + 1))
+
+    def _prepare_seg(self, slc, **kwargs):
+        if not self.keep_frames and kwargs.get("data_key") != DataHandlerLP.DK_R:
+            raise ConfigError("the frames were freed (keep_frames: false): set keep_frames: true for models that read frames")
+        frame = super()._prepare_seg(slc, **kwargs)
+        return frame if self.universe is None else frame[universe_mask(frame.index, self.universe)]
+
+    # ---- segments ---------------------------------------------------------------------------------------------------------
+    def _trim(self, handler, segments: dict) -> dict[str, tuple[pd.Timestamp, pd.Timestamp]]:
+        calendar = _calendar()
+        needed = _label_offset_of(handler)
+        if needed is None and self.embargo == "auto":
+            raise ConfigError(f"the label expression of {type(handler).__name__} cannot be read: give the dataset `embargo: <trading days>`")
+        offset = needed if self.embargo == "auto" else int(self.embargo)
+        if needed is not None and offset < needed:
+            raise ConfigError(f"embargo={offset} is shorter than the label's look ahead of {needed} trading days: that is a leak")
+        positions = segment_positions(segments, calendar)
+        trimmed = trim_segments(positions, offset, calendar)
+        for name, (first, last) in trimmed.items():
+            cut = positions[name][1] - last
+            note = f", cut by {cut} trading days (embargo {offset})" if cut else ""
+            logger.info(f"segment {name}: {calendar[first]} .. {calendar[last]}{note}")
+        self.offset = offset
+        return {name: (pd.Timestamp(calendar[first]), pd.Timestamp(calendar[last])) for name, (first, last) in trimmed.items()}
+
+    # ---- the panel --------------------------------------------------------------------------------------------------------
+    def _build(self) -> Panel:
+        handler = self.handler
+        if getattr(handler, "_infer", None) is None or getattr(handler, "_learn", None) is None:
+            raise ConfigError("the handler holds no data: call dataset.setup_data(handler_kwargs={'init_type': 'load_state'}) "
+                              "after loading a pickled dataset")
+        features = handler._infer["feature"]
+        index = _RowIndex(features.index)
+        raw = _raw_label(handler)
+        learned = handler._learn["label"]
+        evaluated = raw
+        for processor in handler.learn_processors:
+            if processor.is_for_infer():
+                evaluated = processor(evaluated.copy())
+        label = index.align(learned)
+        label_raw = index.align(raw["label"])
+        label_eval = index.align(evaluated["label"])
+        block = Block(_table(features), self.window, [str(c) for c in features.columns])
+        if not self.keep_frames:
+            _release(handler)
+        days, instruments = index.days, index.instruments
+        universe = np.ones(index.rows.shape, bool) if self.universe is None else universe_grid(days, instruments, self.universe)
+        segments = {name: segment_positions({name: pair}, days)[name] for name, pair in self.segments.items()}
+        segments = {name: (first, last + 1) for name, (first, last) in segments.items()}
+        panel = Panel(blocks={"stock": block}, rows=index.rows, days=days, instruments=instruments, universe=universe, label=label,
+                      label_eval=label_eval, label_raw=label_raw, label_names=[str(c) for c in learned.columns],
+                      day_aux={name: np.asarray(loader.load(days)[0], np.float32) for name, loader in self.aux.items()},
+                      missing_rows=self.missing_rows, segments=segments, meta=self._facts(days))
+        for name in segments:
+            if len(panel.view(name).scored_days()) == 0:
+                raise DataError(f"segment {name!r}: no stock of universe {self.universe!r} has a row; check instruments, universe and "
+                                "the handler's dates")
+        return panel
+
+    def _facts(self, days: np.ndarray) -> dict:
+        uri = C.dpm.get_data_uri("day")
+        return {"store": fingerprint(uri), "universe": self.universe, "window": self.window, "missing_rows": self.missing_rows,
+                "embargo": self.offset, "label": _label_expressions(self.handler), "loaded": [str(days[0]), str(days[-1])],
+                "handler": f"{type(self.handler).__module__}.{type(self.handler).__name__}",
+                "processors": [f"{type(p).__name__}{_plain(vars(p))}" for p in self.handler.get_all_processors()]}
+
+
+class _RowIndex:
+    """Where each row of a frame indexed by (datetime, instrument) stands on the calendar and in the list of instruments."""
+
+    def __init__(self, index: pd.MultiIndex):
+        index = index.remove_unused_levels()
+        level, codes = index.levels[index.names.index("datetime")], index.codes[index.names.index("datetime")]
+        days = level.values.astype("datetime64[D]")
+        calendar = _calendar()
+        self.days = calendar[(calendar >= days.min()) & (calendar <= days.max())]
+        place = np.searchsorted(self.days, days)
+        stock = index.names.index("instrument")
+        names = index.levels[stock].to_numpy().astype(str)
+        order = np.argsort(names)
+        self.instruments = names[order]
+        where = np.empty(len(names), np.int64)
+        where[order] = np.arange(len(names))
+        self.day, self.stock = place[codes], where[index.codes[stock]]
+        self.rows = np.full((len(self.days), len(names)), -1, np.int32)
+        self.rows[self.day, self.stock] = np.arange(len(index), dtype=np.int32)
+        if np.count_nonzero(self.rows >= 0) != len(index):
+            raise DataError(f"{len(index) - np.count_nonzero(self.rows >= 0)} duplicate (datetime, instrument) rows in the handler's frame")
+        self.index = index
+
+    def align(self, frame: pd.DataFrame) -> np.ndarray:
+        """``[r+1, h]`` float32 in this index' row order; NaN for rows the frame lacks and in the last row."""
+        aligned = np.full((len(self.index) + 1, frame.shape[1]), np.nan, np.float32)
+        if frame.index is self.index or (len(frame) == len(self.index) and frame.index.equals(self.index)):
+            aligned[:-1] = frame.to_numpy(np.float32)
+            return aligned
+        other = _RowIndex(frame.index)
+        day, stock = np.searchsorted(self.days, other.days), np.searchsorted(self.instruments, other.instruments)
+        aligned[self.rows[day[other.day], stock[other.stock]]] = frame.to_numpy(np.float32)
+        return aligned
+
+
+def _table(frame: pd.DataFrame) -> np.ndarray:
+    """``[r+1, f]`` float32 with the NaN row, copied some columns at a time."""
+    values = np.full((len(frame) + 1, frame.shape[1]), np.nan, np.float32)
+    for first in range(0, frame.shape[1], 16):
+        part = frame.iloc[:, first:first + 16].to_numpy(np.float32)
+        infinite = np.isinf(part).sum(axis=0)
+        if infinite.any():
+            columns = {str(frame.columns[first + k]): int(infinite[k]) for k in np.flatnonzero(infinite)}
+            raise DataError(f"infinite features (rows by column): {columns}; clip them (RobustZScoreNorm clip_outlier) or drop the columns")
+        values[:-1, first:first + 16] = part
+    return values
+
+
+def _release(handler) -> None:
+    handler._infer = handler._learn = None
+    if hasattr(handler, "_data"):
+        handler._data = handler._data[["label"]].copy()
+
+
+def _raw_label(handler) -> pd.DataFrame:
+    try:
+        return handler._get_df_by_key(DataHandlerLP.DK_R)[["label"]]
+    except AttributeError as error:
+        raise ConfigError(f"{type(handler).__name__} dropped its raw labels (drop_raw: true), and evaluation needs them: use the "
+                          "handlers of qlib_ext.data.handler, or drop_raw: false") from error
+
+
+def _check_processors(handler) -> None:
+    """A learn processor may touch labels only: training and inference must see the same features."""
+    for processor in getattr(handler, "learn_processors", []):
+        if getattr(processor, "fields_group", None) != "label":
+            raise ConfigError(f"learn processor {type(processor).__name__} (fields_group={getattr(processor, 'fields_group', None)!r}) touches "
+                              "features: give it fields_group: label, or move it to infer_processors")
+
+
+def _unloaded(handler):
+    """(handler, whether its data are loaded): a configuration is built without loading, so that faults show first."""
+    if not isinstance(handler, dict):
+        return init_instance_by_config(handler, accept_types=DataHandlerLP), True
+    config = copy.deepcopy(handler)
+    config.setdefault("kwargs", {})["init_data"] = False
+    handler = init_instance_by_config(config, accept_types=DataHandlerLP)
+    return handler, False
+
+
+def _label_expressions(handler) -> list[str] | None:
+    fields = getattr(getattr(handler, "data_loader", None), "fields", None)
+    return [str(expression) for expression in fields["label"][0]] if isinstance(fields, dict) and "label" in fields else None
+
+
+def _label_offset_of(handler) -> int | None:
+    expressions = _label_expressions(handler)
+    return None if expressions is None else label_offset(expressions)
+
+
+def _calendar() -> np.ndarray:
+    return np.asarray(D.calendar(freq="day"), dtype="datetime64[ns]").astype("datetime64[D]")
+
+
+def _plain(options: dict) -> dict:
+    return {k: v for k, v in options.items() if isinstance(v, (str, int, float, bool, type(None)))}

@@ -1,0 +1,84 @@
+"""One day per batch: the Batch and the object that gathers it (numpy and torch only)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from qlib_ext.data.panel import Panel
+from qlib_ext.errors import DataError
+
+
+@dataclass
+class Batch:
+    """One trading day.
+
+    ``x`` ``[n, l, f]`` (or a dict of blocks when the panel has several), ``y`` ``[n, h]`` labels for the loss (NaN = none),
+    ``mask`` ``[n, h]`` bool = finite label, ``y_raw`` ``[n, h]`` raw labels, ``day`` position, ``date`` datetime64[D],
+    ``stocks`` ``[n]`` positions in the panel's instruments, ``aux`` name -> ``[m]`` (per day) or ``[n, k]`` (per stock).
+    Stocks without a label stay in it.
+    """
+
+    x: torch.Tensor | dict[str, torch.Tensor]
+    y: torch.Tensor
+    mask: torch.Tensor
+    y_raw: torch.Tensor
+    day: int
+    date: np.datetime64
+    stocks: np.ndarray
+    aux: dict[str, torch.Tensor] = field(default_factory=dict)
+
+
+class DaySampler:
+    """Gathers the batch of any day of a panel on a device.
+
+    Args:
+        panel: the panel (or a view of it).
+        device: where the tables are held and batches come out; on a GPU the tables are copied there once.
+    """
+
+    def __init__(self, panel: Panel, device: str | torch.device = "cpu"):
+        self.panel = panel
+        self.device = torch.device(device)
+        self._values = {name: self._put(block.values) for name, block in panel.blocks.items()}
+        self._label = self._put(panel.label if panel.training else panel.label_eval)
+        self._raw = self._put(panel.label_raw)
+        self._day_aux = {name: self._put(values) for name, values in panel.day_aux.items()}
+        self._stock_aux = {name: self._put(values) for name, values in panel.stock_aux.items()}
+
+    def _put(self, array: np.ndarray) -> torch.Tensor:
+        """The array on the device (shared on the CPU); float16 tables of a packed panel become float32 when gathered."""
+        return torch.from_numpy(np.require(array, requirements=["C", "W"])).to(self.device)
+
+    def batch(self, day: int) -> Batch:
+        """The batch of day position ``day``.
+
+        Raises:
+            DataError: nobody can be scored that day.
+        """
+        panel = self.panel
+        stocks = panel.stocks(day)
+        if len(stocks) == 0:
+            raise DataError(f"{panel.days[day]}: no stock of the universe has a row; ask `scored_days()` for the days to use")
+        x = {name: self._gather(name, day, stocks) for name in panel.blocks}
+        row = torch.from_numpy(panel.rows[day, stocks].astype(np.int64)).to(self.device)
+        y = self._label.index_select(0, row)
+        aux = {name: values[day] for name, values in self._day_aux.items()}
+        aux.update({name: values.index_select(0, row).float() for name, values in self._stock_aux.items()})
+        return Batch(x=x if len(x) > 1 else next(iter(x.values())), y=y, mask=torch.isfinite(y), y_raw=self._raw.index_select(0, row),
+                     day=int(day), date=panel.days[day], stocks=stocks, aux=aux)
+
+    def _gather(self, name: str, day: int, stocks: np.ndarray) -> torch.Tensor:
+        block = self.panel.blocks[name]
+        index = torch.from_numpy(np.ascontiguousarray(self.panel.window_rows(day, stocks, block.window))).to(self.device)
+        x = self._values[name].index_select(0, index.reshape(-1)).float()
+        x = x.reshape(len(stocks), block.window, -1)
+        return block.transform(x) if block.transform else x
+
+
+def epoch_order(units: np.ndarray, seed: int, epoch: int, count: int | None = None) -> np.ndarray:
+    """The units of one epoch in random order, all or a random subset; depends on (seed, epoch) alone, so a fit can resume."""
+    order = np.random.default_rng([seed, epoch]).permutation(len(units))
+    return units[order[:count]]

@@ -1,0 +1,86 @@
+"""Segments on the trading calendar, and the embargo that a label's reach into the future demands."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from qlib.data.data import ExpressionD
+
+from qlib_ext.errors import ConfigError
+
+FITTED = ("train", "valid")
+
+
+def label_offset(expressions: list[str]) -> int:
+    """The furthest trading day after t that any of the Qlib expressions looks at; 6 for ``Ref($close,-6)/Ref($close,-1)-1``.
+
+    Raises:
+        ConfigError: an expression Qlib cannot parse.
+    """
+    offsets = []
+    for expression in expressions:
+        try:
+            offsets.append(int(ExpressionD.get_expression_instance(str(expression)).get_extended_window_size()[1]))
+        except Exception as error:
+            raise ConfigError(f"label expression {expression!r} cannot be parsed by Qlib: {error}") from error
+    return max(offsets)
+
+
+def segment_positions(segments: dict, calendar: np.ndarray) -> dict[str, tuple[int, int]]:
+    """First and last position of every segment on the calendar ``[c]`` datetime64[D].
+
+    Args:
+        segments: name -> (start, end), both inclusive; None means the calendar's own end.
+
+    Raises:
+        ConfigError: not a pair of dates, start after end, no trading day inside, or two segments that share days.
+    """
+    found: dict[str, tuple[int, int]] = {}
+    for name, pair in segments.items():
+        if isinstance(pair, slice):
+            pair = (pair.start, pair.stop)
+        if isinstance(pair, str) or len(pair) != 2:
+            raise ConfigError(f"segment {name!r} is {pair!r}: give [start, end]")
+        try:
+            start = calendar[0] if pair[0] is None else pd.Timestamp(pair[0]).to_datetime64().astype("datetime64[D]")
+            end = calendar[-1] if pair[1] is None else pd.Timestamp(pair[1]).to_datetime64().astype("datetime64[D]")
+        except (ValueError, TypeError) as error:
+            raise ConfigError(f"segment {name!r} is {pair!r}: not dates ({error})") from error
+        first, last = int(np.searchsorted(calendar, start)), int(np.searchsorted(calendar, end, side="right")) - 1
+        if start > end or first > last:
+            raise ConfigError(f"segment {name!r} [{pair[0]}, {pair[1]}] is empty: the store's calendar runs from {calendar[0]} to "
+                              f"{calendar[-1]}")
+        found[name] = (first, last)
+    ordered = sorted(found.items(), key=lambda item: item[1])
+    for (name, (_, last)), (following, (first, _)) in zip(ordered, ordered[1:]):
+        if last >= first:
+            raise ConfigError(f"segments {name!r} and {following!r} overlap from {calendar[first]} to "
+                              f"{calendar[min(last, found[following][1])]}: each day belongs to one segment")
+    return found
+
+
+def trim_segments(positions: dict[str, tuple[int, int]], offset: int, calendar: np.ndarray) -> dict[str, tuple[int, int]]:
+    """End ``train`` and ``valid`` early enough that no label in them sees a day of the segment that follows.
+
+    A label of day t looks at the close of t + offset, which must come before the next segment's first day.
+
+    Raises:
+        ConfigError: nothing is left of a segment, or its labels reach past the end of the calendar.
+    """
+    trimmed = dict(positions)
+    for name in FITTED:
+        if name not in positions:
+            continue
+        first, last = positions[name]
+        starts = [start for start, _ in positions.values() if start > last]
+        if starts:
+            last = min(last, min(starts) - 1 - offset)
+        if last < first:
+            raise ConfigError(f"segment {name!r} has {positions[name][1] - first + 1} trading days, the embargo of {offset} leaves none: "
+                              "make it longer")
+        if last + offset >= len(calendar):
+            reach = len(calendar) - 1 - offset
+            raise ConfigError(f"labels of segment {name!r} reach {offset} trading days past {calendar[last]}, but the data end on "
+                              f"{calendar[-1]}: end it on {calendar[max(reach, 0)]} or before")
+        trimmed[name] = (first, last)
+    return trimmed

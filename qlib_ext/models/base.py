@@ -1,0 +1,319 @@
+"""The one adapter between torch networks and Qlib. Imports without Qlib or pandas too: a packed panel trains on a bare machine."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import inspect
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from qlib_ext import __version__
+from qlib_ext.data.panel import Panel
+from qlib_ext.data.sampler import DaySampler
+from qlib_ext.errors import ConfigError, DataError, NotFittedError, ShapeError
+from qlib_ext.training.loss import make_loss
+from qlib_ext.training.rule import make_rule
+from qlib_ext.training.trainer import History, Trainer
+
+try:
+    from qlib.model.base import Model
+except ImportError:  # a bare training box
+    class Model:
+        """Stands in for Qlib's base class where Qlib is not installed."""
+
+
+def home() -> Path:
+    """``~/.qlib_ext``, or what QLIB_EXT_HOME names."""
+    return Path(os.environ.get("QLIB_EXT_HOME") or "~/.qlib_ext").expanduser()
+
+
+def check_keywords(owner: str, given: dict, target) -> None:
+    """Refuse keywords that `target` does not take.
+
+    Raises:
+        ConfigError: names the unknown keywords and lists the valid ones.
+    """
+    valid = [name for name, p in inspect.signature(target).parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD and name != "self"]
+    unknown = sorted(set(given) - set(valid))
+    if unknown:
+        raise ConfigError(f"{owner} does not take {unknown}; valid keywords: {sorted(valid)}")
+
+
+class TorchModel(Model):
+    """A network as a Qlib model.
+
+    Every subclass names its `net_class`, takes the network's options as flat keywords and hands the rest to this class:
+
+    Args:
+        net_options: the network's keywords; sizes that are None follow the dataset.
+        loss: name, or ``{name: ..., option: value}`` (`qlib_ext.training.loss`).
+        rule: how it learns (`qlib_ext.training.rule`): ``supervised``.
+        trainer: options of `qlib_ext.training.trainer.Trainer`.
+        checkpoint: weights to start from; with ``trainer: {epochs: 0}`` they are used as they are.
+
+    NaN in the inputs become 0 before the network: 0 is the median after `RobustZScoreNorm`. A score is made for every stock of the
+    dataset's universe with a row on the day, labelled or not. Learned: `net_`, `history_`, `sizes_`. A pickle holds options and a
+    state dict, so that it opens in later versions.
+
+    Raises:
+        ConfigError: unknown keyword (the valid ones are listed), loss, rule, trainer option.
+        ShapeError: the dataset's widths are not those asked for, or not the checkpoint's.
+    """
+
+    net_class: type[torch.nn.Module]
+
+    def __init__(self, net_options: dict, loss="mse", rule: str = "supervised", trainer: dict | None = None,
+                 checkpoint: str | None = None, **unknown):
+        super().__init__()
+        if unknown:
+            own = [set(inspect.signature(c.__init__).parameters) for c in (type(self), TorchModel)]
+            valid = set().union(*own) - {"self", "net_options", "options", "unknown"}
+            raise ConfigError(f"{type(self).__name__} does not take {sorted(unknown)}; valid keywords: {sorted(valid)}")
+        self.net_options = dict(net_options)
+        self.options = {"loss": loss, "rule": rule, "trainer": dict(trainer or {}), "checkpoint": checkpoint}
+        check_keywords(f"{type(self).__name__}'s trainer", self.options["trainer"], Trainer.__init__)
+        self.trainer = Trainer(**self.options["trainer"])
+        self.rule = make_rule(rule, make_loss(loss))
+
+    # ---- what a subclass may override -------------------------------------------------------------------------------------
+    def sizes(self, panel: Panel) -> dict[str, int]:
+        """The network sizes that a panel decides, e.g. ``{"d_feat": 158}``."""
+        return {"d_feat": panel.n_features}
+
+    def load_net(self, path: str | Path, sizes: dict[str, int]) -> torch.nn.Module:
+        """A network with the weights of a file written by `save`.
+
+        Raises:
+            DataError, ShapeError, ConfigError: no such checkpoint; other widths; other options than this model's.
+        """
+        stored = _read_saved(path)
+        self.check_sizes(path, stored["sizes"], sizes)
+        other = {k: (v, self.net_options.get(k)) for k, v in stored["net_options"].items()
+                 if k not in sizes and self.net_options.get(k) != v and k != "dropout"}
+        if other or stored["class"] != type(self).__name__:
+            raise ConfigError(f"{path} holds a {stored['class']}; options that differ (its, this model's): {other}")
+        net = self.build_net(sizes)
+        net.load_state_dict(stored["weights"])
+        return net
+
+    # ---- building ---------------------------------------------------------------------------------------------------------
+    def build_net(self, sizes: dict[str, int]) -> torch.nn.Module:
+        """A fresh network; sizes asked for in the options must agree with the panel's.
+
+        Raises:
+            ShapeError: they do not.
+        """
+        for name, value in sizes.items():
+            asked = self.net_options.get(name)
+            if asked is not None and asked != value:
+                raise ShapeError(f"{type(self).__name__} was asked for {name}={asked}, the dataset gives {value}")
+        return self.net_class(**{**self.net_options, **sizes})
+
+    @staticmethod
+    def check_sizes(path, stored: dict[str, int], wanted: dict[str, int]) -> None:
+        """Raises ShapeError unless a checkpoint's widths are the dataset's."""
+        wrong = [f"{name}: checkpoint {stored[name]}, dataset {wanted[name]}" for name in wanted if stored.get(name) != wanted[name]]
+        if wrong:
+            raise ShapeError(f"checkpoint {path} does not fit the dataset ({'; '.join(wrong)}): use the features it was trained on")
+
+    # ---- fitting ----------------------------------------------------------------------------------------------------------
+    def fit(self, dataset, reweighter=None) -> "TorchModel":
+        """Fit on a `PanelDatasetH` with the segments ``train`` and, for early stopping, ``valid``.
+
+        Raises:
+            ConfigError: another kind of dataset, or a reweighter (weights belong into the loss).
+        """
+        if reweighter is not None:
+            raise ConfigError("reweighter is not supported: choose a weighted loss, e.g. loss: {name: weighted_mse}")
+        return self.fit_panel(_panel_of(dataset))
+
+    def fit_panel(self, panel: Panel) -> "TorchModel":
+        """`fit` on a panel (see there)."""
+        if "train" not in panel.segments:
+            raise ConfigError(f"no segment 'train' in {sorted(panel.segments)}")
+        started = time.perf_counter()
+        train = panel.view("train", training=True)
+        valid = panel.view("valid") if "valid" in panel.segments else None
+        sizes = self.sizes(panel)
+        torch.manual_seed(self.trainer.seed)
+        checkpoint = self.options["checkpoint"]
+        net = self.load_net(checkpoint, sizes) if checkpoint else self.build_net(sizes)
+        recorder = _active_recorder()
+        with _state_file(self._fit_key(panel, net), self.trainer) as state_file:
+            history = self.trainer.fit(net, self.rule, train, valid, state_file, on_epoch=_epoch_logger(recorder))
+        self.net_, self.sizes_, self.history_ = net.cpu().eval(), sizes, history
+        self.run_card_ = self._run_card(panel, time.perf_counter() - started)
+        _save_card(recorder, self)
+        return self
+
+    def _fit_key(self, panel: Panel, net) -> str:
+        options = {key: value for key, value in self.options["trainer"].items() if key not in ("progress", "threads", "resume")}
+        content = [type(self).__name__, __version__, self.net_options, {**self.options, "trainer": options}, panel.meta, panel.segments]
+        digest = hashlib.blake2b(json.dumps(content, sort_keys=True, default=repr).encode(), digest_size=16)
+        digest.update(panel.digest().encode())
+        for name, weight in sorted(net.state_dict().items()):  # the start: seed, or checkpoint
+            digest.update(name.encode() + weight.cpu().numpy().tobytes())
+        return digest.hexdigest()
+
+    def _run_card(self, panel: Panel, seconds: float) -> dict:
+        versions = {"python": platform.python_version(), "qlib_ext": __version__, "torch": torch.__version__, "numpy": np.__version__}
+        for name in ("qlib", "pandas"):
+            if name in sys.modules:
+                versions[name] = getattr(sys.modules[name], "__version__", "unknown")
+        spans = {name: [str(panel.days[a]), str(panel.days[b - 1])] for name, (a, b) in panel.segments.items()}
+        return {"model": type(self).__name__, "net_options": self.net_options, "sizes": self.sizes_, "options": self.options,
+                "parameters": sum(p.numel() for p in self.net_.parameters()), "versions": versions, "seed": self.trainer.seed,
+                "spans": spans, "panel": panel.meta, "best_epoch": self.history_.best_epoch, "epochs_run": len(self.history_.epochs),
+                "resumed_from": self.history_.resumed_from, "seconds": round(seconds, 2), "threads": torch.get_num_threads()}
+
+    # ---- scoring ----------------------------------------------------------------------------------------------------------
+    def predict_panel(self, panel: Panel) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Scores of a view: day positions ``[p]``, stock positions ``[p]``, scores ``[p]`` float32, in order of (day, stock).
+
+        Raises:
+            NotFittedError: before `fit`.
+            ShapeError: the panel's widths are not those of the fit; the network gives more than one number a stock.
+        """
+        if not hasattr(self, "net_"):
+            raise NotFittedError(f"{type(self).__name__} has no weights yet: call fit, or load a saved model")
+        self.check_sizes("in memory", self.sizes_, self.sizes(panel))
+        days, stocks, scores = [], [], []
+        for batch, output in self.rule.predict(self.net_, DaySampler(panel)):
+            if output.shape not in {(len(batch.stocks),), (len(batch.stocks), 1)}:
+                raise ShapeError(f"a score is one number a stock; {self.net_class.__name__} gave {tuple(output.shape)}")
+            days.append(np.full(len(batch.stocks), batch.day))
+            stocks.append(batch.stocks)
+            scores.append(output.reshape(-1).cpu().numpy())
+        if not days:
+            return np.empty(0, int), np.empty(0, int), np.empty(0, np.float32)
+        return np.concatenate(days), np.concatenate(stocks), np.concatenate(scores)
+
+    def predict(self, dataset, segment="test"):
+        """Scores of a segment (a name, or a (start, end) pair of dates).
+
+        Returns:
+            Series ``score`` indexed by (datetime, instrument), sorted; one value for every stock of the universe with a row.
+        """
+        import pandas as pd
+
+        panel = _panel_of(dataset, segment)
+        days, stocks, scores = self.predict_panel(panel)
+        index = pd.MultiIndex.from_arrays([pd.DatetimeIndex(panel.days[days].astype("datetime64[ns]")), panel.instruments[stocks]],
+                                          names=["datetime", "instrument"])
+        return pd.Series(scores, index=index, name="score").sort_index()
+
+    # ---- keeping ----------------------------------------------------------------------------------------------------------
+    def __getstate__(self) -> dict:
+        state = {"net_options": self.net_options, "options": self.options}
+        if hasattr(self, "net_"):
+            weights = {name: value.cpu().numpy() for name, value in self.net_.state_dict().items()}
+            state.update(sizes=self.sizes_, weights=weights, rule=self.rule.state_dict(), history=vars(self.history_),
+                         run_card=self.run_card_)
+        return state
+
+    def __setstate__(self, state: dict) -> None:
+        TorchModel.__init__(self, state["net_options"], **state["options"])
+        if "weights" in state:
+            self.sizes_, self.run_card_ = state["sizes"], state["run_card"]
+            self.history_ = History(**state["history"])
+            self.net_ = self.build_net(self.sizes_)
+            weights = {name: torch.from_numpy(np.array(value)) for name, value in state["weights"].items()}
+            self.net_.load_state_dict(weights)
+            self.net_.eval()
+            self.rule.load_state_dict(state["rule"])
+
+    def save(self, path: str | Path) -> None:
+        """State dict, sizes and options in one file (readable with ``torch.load(weights_only=True)``), replaced atomically.
+
+        Raises:
+            NotFittedError: before `fit`.
+        """
+        if not hasattr(self, "net_"):
+            raise NotFittedError(f"{type(self).__name__} has nothing to save before fit")
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = {"class": type(self).__name__, "net_options": self.net_options, "sizes": self.sizes_,
+                   "weights": self.net_.state_dict(), "run_card": json.dumps(self.run_card_, default=repr)}
+        aside = path.with_name(f".{path.name}.{os.getpid()}")
+        torch.save(content, aside)
+        aside.replace(path)
+
+
+def _read_saved(path: str | Path) -> dict:
+    if not Path(path).is_file():
+        raise DataError(f"checkpoint {path} does not exist")
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise DataError(f"checkpoint {path} cannot be read ({type(error).__name__}: {error})") from error
+    if not isinstance(stored, dict) or not {"class", "net_options", "sizes", "weights"} <= set(stored):
+        raise DataError(f"checkpoint {path} was not written by TorchModel.save (nor is it a published one this model knows)")
+    return stored
+
+
+def _panel_of(dataset, segment=None) -> Panel:
+    if not hasattr(dataset, "panel"):
+        raise ConfigError(f"{type(dataset).__name__} has no panel: use qlib_ext.data.dataset.PanelDatasetH")
+    return dataset.panel() if segment is None else dataset.panel(segment)
+
+
+@contextmanager
+def _state_file(key: str, trainer: Trainer):
+    """The file an interrupted fit leaves behind; locked, so that a second fit of the same key runs without it."""
+    if not (trainer.resume and trainer.epochs):
+        yield None
+        return
+    folder = home() / "fits" / key
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            print(f"the same fit is running in another process ({folder}): this one will not be resumable", file=sys.stderr)
+            yield None
+            return
+        yield folder / "state.pt"
+        for name in ("state.pt", "lock"):
+            (folder / name).unlink(missing_ok=True)
+    folder.rmdir()
+
+
+def _active_recorder():
+    """The running Qlib recorder, or None."""
+    if "qlib" not in sys.modules:
+        return None
+    from qlib.workflow import R
+    try:
+        experiment = R.exp_manager.active_experiment
+    except AttributeError:  # Qlib was imported but not initialised
+        return None
+    return experiment.active_recorder if experiment is not None else None
+
+
+def _epoch_logger(recorder):
+    def log(epoch: int, row: dict) -> None:
+        print(f"epoch {epoch + 1}: " + "  ".join(f"{name} {value:.4f}" for name, value in row.items()), flush=True)
+        if recorder is not None:
+            recorder.log_metrics(step=epoch, **{name: value for name, value in row.items() if np.isfinite(value)})
+    return log
+
+
+def _save_card(recorder, model: TorchModel) -> None:
+    if recorder is None:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        card, net = Path(folder, "run_card.json"), Path(folder, "net.pt")
+        card.write_text(json.dumps(model.run_card_, indent=2, default=repr))
+        model.save(net)
+        for file in (card, net):
+            recorder.save_objects(local_path=str(file))

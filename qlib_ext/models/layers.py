@@ -1,0 +1,111 @@
+"""Layers shared by several networks."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from qlib_ext.errors import ConfigError
+
+
+class FeatureGate(nn.Module):
+    """Rescales features by the state of the market: ``a(m) = F * softmax((W m + b) / beta)``, so that ``sum a = F``.
+
+    ``forward(market [..., m]) -> [..., F]``. A large `beta` leaves the features as they are, a small one keeps a single one.
+    Source: Li et al., MASTER, AAAI 2024.
+    """
+
+    def __init__(self, d_market: int, d_feat: int, beta: float):
+        super().__init__()
+        if not beta > 0:
+            raise ConfigError(f"the gate's temperature beta={beta} must be positive")
+        self.linear = nn.Linear(d_market, d_feat)
+        self.beta = beta
+
+    def forward(self, market: torch.Tensor) -> torch.Tensor:
+        return self.linear.out_features * torch.softmax(self.linear(market) / self.beta, dim=-1)
+
+
+class PositionCode(nn.Module):
+    """Adds the fixed sine and cosine code of the lag: ``[n, l, d] -> [n, l, d]``, l up to `length`."""
+
+    def __init__(self, d_model: int, length: int = 100):
+        super().__init__()
+        position = torch.arange(length, dtype=torch.float32)[:, None]
+        angle = position * torch.exp(torch.arange(0, d_model, 2, dtype=torch.float32) * (-math.log(10000.0) / d_model))
+        code = torch.zeros(length, d_model)
+        code[:, 0::2] = torch.sin(angle)
+        code[:, 1::2] = torch.cos(angle)[:, :d_model // 2]
+        self.register_buffer("code", code)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.code[:x.shape[1]]
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention over the second axis, ``[b, s, d] -> [b, s, d]``, without bias or output projection.
+
+    Args:
+        d_model: d, divisible by `heads`.
+        heads: number of heads.
+        dropout: on the attention weights.
+        scaled: divide the scores by sqrt(d / heads).
+        fused: use torch's fused kernel (same numbers up to rounding; no second derivative).
+    """
+
+    def __init__(self, d_model: int, heads: int, dropout: float, scaled: bool = True, fused: bool = False):
+        super().__init__()
+        if d_model % heads:
+            raise ConfigError(f"d_model={d_model} must be divisible by the number of heads, {heads}")
+        self.heads, self.dropout, self.fused = heads, dropout, fused
+        self.scale = (d_model // heads) ** -0.5 if scaled else 1.0
+        self.query = nn.Linear(d_model, d_model, bias=False)
+        self.key = nn.Linear(d_model, d_model, bias=False)
+        self.value = nn.Linear(d_model, d_model, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        query, key, value = (self._split(layer(x)) for layer in (self.query, self.key, self.value))
+        dropout = self.dropout if self.training else 0.0
+        if self.fused:
+            mixed = functional.scaled_dot_product_attention(query, key, value, dropout_p=dropout, scale=self.scale)
+        else:
+            weight = torch.softmax(query @ key.transpose(-2, -1) * self.scale, dim=-1)
+            mixed = functional.dropout(weight, dropout, self.training) @ value
+        return mixed.transpose(1, 2).reshape(x.shape)
+
+    def _split(self, x: torch.Tensor) -> torch.Tensor:
+        b, s, d = x.shape
+        return x.reshape(b, s, self.heads, d // self.heads).transpose(1, 2)
+
+
+class EncoderBlock(nn.Module):
+    """LayerNorm, self-attention, residual on the normed input, LayerNorm, two-layer ReLU network with residual: ``[b, s, d]``."""
+
+    def __init__(self, d_model: int, heads: int, dropout: float, scaled: bool = True, fused: bool = False):
+        super().__init__()
+        self.norm_in = nn.LayerNorm(d_model)
+        self.attention = SelfAttention(d_model, heads, dropout, scaled, fused)
+        self.norm_out = nn.LayerNorm(d_model)
+        self.feed = nn.Sequential(nn.Linear(d_model, d_model), nn.ReLU(), nn.Dropout(dropout), nn.Linear(d_model, d_model),
+                                  nn.Dropout(dropout))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.norm_in(x)
+        x = self.norm_out(x + self.attention(x))
+        return x + self.feed(x)
+
+
+class TemporalPooling(nn.Module):
+    """Weights the lags by their likeness to the last one: ``h = W z``, ``softmax_l(h_l . h_last)``; ``[n, l, d] -> [n, d]``."""
+
+    def __init__(self, d_model: int):
+        super().__init__()
+        self.linear = nn.Linear(d_model, d_model, bias=False)
+
+    def forward(self, z: torch.Tensor) -> torch.Tensor:
+        h = self.linear(z)
+        weight = torch.softmax((h @ h[:, -1, :, None]).squeeze(-1), dim=1)
+        return (weight[:, None, :] @ z).squeeze(1)

@@ -1,0 +1,254 @@
+"""The training loop: epochs over units, early stopping, resume. It knows neither Qlib nor any particular network."""
+
+from __future__ import annotations
+
+import copy
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Callable
+
+import numpy as np
+import torch
+
+from qlib_ext.data.panel import Panel
+from qlib_ext.data.sampler import DaySampler, epoch_order
+from qlib_ext.errors import ConfigError, DataError
+from qlib_ext.report.metrics import ic, rank_ic
+from qlib_ext.training.rule import Rule
+
+METRICS = {"rank_ic": 1.0, "ic": 1.0, "loss": -1.0}
+
+
+@dataclass
+class History:
+    """What happened: one dict an epoch (``train_loss, valid_loss, valid_ic, valid_rank_ic, seconds``), and the epoch kept."""
+
+    epochs: list[dict] = field(default_factory=list)
+    best_epoch: int | None = None
+    stopped_early: bool = False
+    resumed_from: int = 0
+
+
+class Trainer:
+    """Fits a network with a rule.
+
+    Args:
+        optimizer: name of a `torch.optim` class, any case (``adam``, ``adamw``, ``sgd`` ...).
+        lr, weight_decay: passed to it.
+        epochs: at most this many; 0 keeps the weights as they are.
+        patience: stop after this many epochs without a better validation metric; None never stops.
+        metric: ``rank_ic`` or ``ic`` (mean over validation days, against raw labels, larger is better) or ``loss``.
+        clip_value, clip_norm: clip each gradient element, or the global norm; None = off.
+        seed: of initial weights (the caller's), order of days and dropout. Same seed and machine, same result.
+        device: ``auto`` (cuda, else mps, else cpu), ``cpu``, ``cuda:k``, ``mps``.
+        days_per_epoch: a random subset of this many units each epoch; None = all.
+        progress: show a bar.
+        threads: torch CPU threads; None leaves them.
+        resume: keep the state of the last epoch on disk until the fit ends, and go on from it.
+
+    Raises:
+        ConfigError: a value that cannot work.
+    """
+
+    def __init__(self, optimizer: str = "adam", lr: float = 1e-3, weight_decay: float = 0.0, epochs: int = 40,
+                 patience: int | None = 8, metric: str = "rank_ic", clip_value: float | None = None,
+                 clip_norm: float | None = None, seed: int = 0, device: str = "auto", days_per_epoch: int | None = None,
+                 progress: bool = True, threads: int | None = None, resume: bool = True):
+        self.optimizer_class = _optimizer_class(optimizer)
+        if metric not in METRICS:
+            raise ConfigError(f"trainer metric {metric!r} is unknown; choose one of {sorted(METRICS)}")
+        for name, value in {"lr": lr, "clip_value": clip_value, "clip_norm": clip_norm, "days_per_epoch": days_per_epoch,
+                            "patience": patience, "threads": threads}.items():
+            if value is not None and not value > 0:
+                raise ConfigError(f"trainer {name}={value!r} must be positive")
+        if epochs < 0 or weight_decay < 0:
+            raise ConfigError(f"trainer epochs={epochs} and weight_decay={weight_decay} must not be negative")
+        self.lr, self.weight_decay, self.epochs, self.patience, self.metric = lr, weight_decay, epochs, patience, metric
+        self.clip_value, self.clip_norm, self.seed, self.device_name = clip_value, clip_norm, int(seed), device
+        self.days_per_epoch, self.progress, self.threads, self.resume = days_per_epoch, progress, threads, resume
+        pick_device(device)
+
+    def fit(self, net: torch.nn.Module, rule: Rule, train: Panel, valid: Panel | None = None, state_file: Path | None = None,
+            on_epoch: Callable[[int, dict], None] | None = None) -> History:
+        """Train `net` in place; afterwards it holds the weights of the best epoch (of the last one without `valid`).
+
+        Args:
+            net: moved to the device.
+            train, valid: views; the training view must have been made with ``training=True``.
+            state_file: where the state of the last finished epoch is kept until the fit ends; a state found there is resumed.
+            on_epoch: called as ``on_epoch(epoch, metrics)`` after every epoch, e.g. to log into a recorder.
+
+        Raises:
+            DataError: no labelled training day, no labelled validation day, or a loss that is not finite (with its date).
+        """
+        if self.threads:
+            torch.set_num_threads(self.threads)
+        device = pick_device(self.device_name)
+        net.to(device)
+        units = rule.units(train)
+        if self.epochs and len(units) == 0:
+            raise DataError(f"no labelled day in the training span {_span(train)}; check label, universe and segments")
+        if self.epochs and valid is not None and len(valid.labelled_days()) == 0:
+            raise DataError(f"no labelled day in the validation span {_span(valid)}; check label, universe and segments")
+        run = _Run(self, net, rule, device, state_file)
+        samplers = DaySampler(train, device), (None if valid is None else DaySampler(valid, device))
+        for epoch in range(run.resume(), self.epochs):
+            if run.exhausted():
+                break
+            started = time.perf_counter()
+            torch.manual_seed(self.seed * 1_000_003 + epoch)  # dropout depends on (seed, epoch) alone: a resumed fit is the same
+            row = {"train_loss": self._train_epoch(net, rule, run, samplers[0], units, epoch)}
+            if valid is not None:
+                row.update(evaluate(net, rule, samplers[1]))
+            row["seconds"] = time.perf_counter() - started
+            run.finish_epoch(epoch, row, valid is not None)
+            if on_epoch is not None:
+                on_epoch(epoch, row)
+        return run.finish()
+
+    def _train_epoch(self, net, rule, run, sampler, units, epoch) -> float:
+        net.train()
+        total = 0.0
+        order = epoch_order(units, self.seed, epoch, self.days_per_epoch)
+        for unit in _bar(order, f"epoch {epoch + 1}/{self.epochs}", self.progress):
+            loss = rule.step(net, sampler, unit)
+            value = loss.item()
+            if not np.isfinite(value):
+                raise DataError(f"training loss is {value} in epoch {epoch} at {_unit_name(sampler.panel, unit)}: look for "
+                                "infinite features or a learning rate that is too high")
+            run.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            if self.clip_value:
+                torch.nn.utils.clip_grad_value_(run.parameters, self.clip_value)
+            if self.clip_norm:
+                torch.nn.utils.clip_grad_norm_(run.parameters, self.clip_norm)
+            run.optimizer.step()
+            total += value
+        return total / len(order)
+
+
+class _Run:
+    """The state of one fit: optimiser, best weights, history, and its copy on disk."""
+
+    def __init__(self, trainer: Trainer, net, rule, device, state_file: Path | None):
+        self.trainer, self.net, self.rule, self.device = trainer, net, rule, device
+        self.state_file = Path(state_file) if state_file is not None and trainer.resume else None
+        self.parameters = [p for p in [*net.parameters(), *rule.parameters()] if p.requires_grad]
+        options = {"lr": trainer.lr, "weight_decay": trainer.weight_decay}
+        self.optimizer = trainer.optimizer_class(self.parameters, **options) if self.parameters else None
+        self.history, self.best, self.best_value = History(), None, -np.inf
+
+    def resume(self) -> int:
+        """The first epoch to run: 0, or the one after the state on disk."""
+        if self.state_file is None or not self.state_file.exists():
+            return 0
+        try:
+            state = torch.load(self.state_file, map_location=self.device, weights_only=False)
+            self.net.load_state_dict(state["net"])
+            self.rule.load_state_dict(state["rule"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except Exception as error:
+            raise DataError(f"{self.state_file}: the state of an interrupted fit cannot be read ({error}); delete it to start anew") \
+                from error
+        self.best, self.best_value, self.history = state["best"], state["best_value"], History(**state["history"])
+        self.history.resumed_from = state["epoch"] + 1
+        return state["epoch"] + 1
+
+    def exhausted(self) -> bool:
+        """Whether patience has run out."""
+        patience, best = self.trainer.patience, self.history.best_epoch
+        ran = len(self.history.epochs)
+        self.history.stopped_early = patience is not None and best is not None and ran - 1 - best >= patience
+        return self.history.stopped_early
+
+    def finish_epoch(self, epoch: int, row: dict, validated: bool) -> None:
+        self.history.epochs.append(row)
+        if validated:
+            name = self.trainer.metric
+            value = METRICS[name] * row[f"valid_{name}"]
+            if value > self.best_value or self.best is None:
+                self.best_value, self.history.best_epoch = (value if np.isfinite(value) else -np.inf), epoch
+                self.best = copy.deepcopy((self.net.state_dict(), self.rule.state_dict()))
+        if self.state_file is not None:
+            state = {"epoch": epoch, "net": self.net.state_dict(), "rule": self.rule.state_dict(), "best": self.best,
+                     "optimizer": self.optimizer.state_dict(), "best_value": self.best_value, "history": vars(self.history)}
+            self.state_file.parent.mkdir(parents=True, exist_ok=True)
+            aside = self.state_file.with_name(f".{self.state_file.name}.{os.getpid()}")
+            torch.save(state, aside)
+            aside.replace(self.state_file)
+
+    def finish(self) -> History:
+        if self.best is not None:
+            self.net.load_state_dict(self.best[0])
+            self.rule.load_state_dict(self.best[1])
+        elif self.history.epochs:
+            self.history.best_epoch = len(self.history.epochs) - 1
+        if self.state_file is not None:
+            self.state_file.unlink(missing_ok=True)
+        return self.history
+
+
+def evaluate(net: torch.nn.Module, rule: Rule, sampler: DaySampler) -> dict[str, float]:
+    """Mean over days of the loss (evaluation labels), IC and RankIC (raw labels of the first horizon); NaN without any."""
+    losses, ics, rank_ics = [], [], []
+    for batch, output in rule.predict(net, sampler):
+        if int(batch.mask.sum()) >= 2:
+            losses.append(float(rule.loss(output, batch)))
+        score = (output if output.ndim == 1 else output[:, 0]).double().cpu().numpy()
+        raw = batch.y_raw[:, 0].double().cpu().numpy()
+        ics.append(ic(score, raw))
+        rank_ics.append(rank_ic(score, raw))
+    return {"valid_loss": _mean(losses), "valid_ic": _mean(ics), "valid_rank_ic": _mean(rank_ics)}
+
+
+def pick_device(name: str) -> torch.device:
+    """The torch device of ``auto | cpu | cuda | cuda:k | mps``.
+
+    Raises:
+        ConfigError: unknown name, or a device this machine does not have.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device {name!r} is unknown; choose auto, cpu, cuda:k or mps") from error
+    available = {"cpu": True, "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
+                 "mps": torch.backends.mps.is_available()}
+    if not available.get(device.type, False):
+        raise ConfigError(f"device {name!r} is not available on this machine; use device: auto")
+    return device
+
+
+def _optimizer_class(name: str):
+    known = {key.lower(): value for key, value in vars(torch.optim).items()
+             if isinstance(value, type) and issubclass(value, torch.optim.Optimizer) and value is not torch.optim.Optimizer}
+    if str(name).lower() not in known:
+        raise ConfigError(f"optimizer {name!r} is unknown; choose one of {sorted(known)}")
+    return known[name.lower()]
+
+
+def _mean(values: list) -> float:
+    values = np.asarray(values, dtype=float)
+    return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
+
+
+def _span(panel: Panel) -> str:
+    return f"{panel.days[panel.span[0]]} .. {panel.days[panel.span[1] - 1]}" if panel.span[1] > panel.span[0] else "(empty)"
+
+
+def _unit_name(panel: Panel, unit) -> str:
+    return str(panel.days[unit]) if np.isscalar(unit) or np.ndim(unit) == 0 else str(unit)
+
+
+def _bar(items, title: str, show: bool):
+    if not show:
+        return items
+    try:
+        from tqdm.auto import tqdm
+    except ImportError:  # a bare training box
+        print(title, flush=True)
+        return items
+    return tqdm(items, desc=title, leave=False, mininterval=1.0)
