@@ -56,12 +56,12 @@ def trade(days: np.ndarray, month_end: np.ndarray, listed: np.ndarray, static: d
 
 
 def _bar(base: np.ndarray, path: dict) -> dict:
-    """Rounded OHLC [n] around the reference price; shadows stay within the price limit of 10 %."""
-    close = np.maximum(np.round(base * (1.0 + path["returns"]), 2), 0.01)
-    start = np.maximum(np.round(base * (1.0 + path["gap"]), 2), 0.01)
+    """Rounded OHLC [n] around the reference price, all within 10 % of it."""
+    ceiling, floor = np.floor(base * 110.0) / 100.0, np.maximum(np.ceil(base * 90.0) / 100.0, 0.01)
+    close, start = (np.maximum(np.minimum(np.round(base * (1.0 + path[name]), 2), ceiling), floor) for name in ("returns", "gap"))
     top, bottom = np.maximum(start, close), np.minimum(start, close)
-    high = np.minimum(np.round(top * (1.0 + path["upper"]), 2), np.floor(base * 110.0) / 100.0)
-    low = np.maximum(np.round(bottom * (1.0 - path["lower"]), 2), np.ceil(base * 90.0) / 100.0)
+    high = np.minimum(np.round(top * (1.0 + path["upper"]), 2), ceiling)
+    low = np.maximum(np.round(bottom * (1.0 - path["lower"]), 2), floor)
     return {"open": start, "high": np.maximum(high, top), "low": np.minimum(low, bottom), "close": close}
 
 

@@ -95,16 +95,3 @@ def realised_label(adjusted_close: np.ndarray) -> np.ndarray:
     label = np.full(adjusted_close.shape, np.nan)
     label[:-6] = adjusted_close[6:] / adjusted_close[1:-5] - 1.0
     return label
-
-
-def daily_correlation(first: np.ndarray, second: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Pearson correlation of two [t, n] arrays over the stocks of each day where `mask` holds and both are finite; [t], NaN below 3 stocks."""
-    used = mask & np.isfinite(first) & np.isfinite(second)
-    count = used.sum(axis=1)
-    size = np.maximum(count, 1)[:, None]
-    left, right = np.where(used, first, 0.0), np.where(used, second, 0.0)
-    left = np.where(used, left - left.sum(axis=1, keepdims=True) / size, 0.0)
-    right = np.where(used, right - right.sum(axis=1, keepdims=True) / size, 0.0)
-    scale = np.sqrt((left**2).sum(axis=1) * (right**2).sum(axis=1))
-    valid = (count >= 3) & (scale > 0)
-    return np.where(valid, (left * right).sum(axis=1) / np.where(valid, scale, 1.0), np.nan)

@@ -34,7 +34,7 @@ def bars_table(market: Market) -> pd.DataFrame:
     """One row per stock and listed day, stock by stock: raw OHLC in CNY, volume in shares, amount in CNY, turnover in percent of float."""
     stock, day = np.nonzero(market.listed.T)
     turnover = 100.0 * market.volume / np.where(market.listed, market.float_shares, 1.0)
-    columns = {"date": market.days[day].astype("datetime64[ms]"), "instrument": _instruments(market, stock)}
+    columns = {"date": market.days[day].astype("datetime64[ms]"), "instrument": instrument_column(market, stock)}
     for name in ("open", "high", "low", "close"):
         columns[name] = getattr(market, name)[day, stock].astype(np.float32)
     columns["volume"] = market.volume[day, stock]
@@ -43,18 +43,6 @@ def bars_table(market: Market) -> pd.DataFrame:
     columns["factor"] = market.factor[day, stock].astype(np.float32)
     columns["is_st"] = market.is_st[day, stock].astype(np.int8)
     return pd.DataFrame(columns)
-
-
-def truth_table(market: Market) -> pd.DataFrame:
-    """One row per stock and listed day: `expected`, the true conditional expectation of the 5-day label at the close of the day (a fraction)."""
-    stock, day = np.nonzero(market.listed.T)
-    return pd.DataFrame(
-        {
-            "date": market.days[day].astype("datetime64[ms]"),
-            "instrument": _instruments(market, stock),
-            "expected": market.expected[day, stock],
-        }
-    )
 
 
 def index_bars_table(market: Market) -> pd.DataFrame:
@@ -157,6 +145,6 @@ def float_shares_table(market: Market) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def _instruments(market: Market, stock: np.ndarray) -> pd.Categorical:
-    """Codes of the listed stocks as a sorted-by-position categorical, as in the real bars."""
+def instrument_column(market: Market, stock: np.ndarray) -> pd.Categorical:
+    """Codes of the stocks at positions `stock` as a categorical, as in real bars."""
     return pd.Categorical.from_codes(stock.astype(np.int16), categories=market.instruments)
