@@ -1,4 +1,4 @@
-"""Prices, corporate actions, suspensions and volume of the demo market, day by day from the latent paths ([t, n] arrays, axes of `demo.market`)."""
+"""Prices, corporate actions, suspensions and volume of the demo market, day by day from the latent paths; arrays are [t, n]."""
 
 import numpy as np
 
@@ -11,8 +11,8 @@ VOLUME_NOISE = 0.36
 def trade(days: np.ndarray, month_end: np.ndarray, listed: np.ndarray, static: dict, paths: dict, draws: np.ndarray) -> dict:
     """Walk through the days and make raw bars.
 
-    Cash dividends go ex in June and July, once a year at most. Bonus shares are decided at a month's last close and go ex on the next trading
-    day, on which the stock trades for certain. A suspended day repeats the last close.
+    Cash dividends go ex in June and July, once a year at most. Bonus shares are decided at a month's last close and go ex on
+    the next trading day, on which the stock trades for certain. A suspended day repeats the last close.
 
     Args:
         days, month_end: [t]. listed: [t, n]. static: attributes by stock. paths: latent paths by day and stock.
@@ -22,7 +22,8 @@ def trade(days: np.ndarray, month_end: np.ndarray, listed: np.ndarray, static: d
         trading, open, high, low, close, factor, float_shares, float_shares_after, each [t, n]; prices NaN before listing.
     """
     shape = listed.shape
-    result = {name: np.full(shape, np.nan) for name in ("open", "high", "low", "close", "factor", "float_shares", "float_shares_after")}
+    names = ("open", "high", "low", "close", "factor", "float_shares", "float_shares_after")
+    result = {name: np.full(shape, np.nan) for name in names}
     result["trading"] = np.zeros(shape, dtype=bool)
     calendar_month = days.astype("datetime64[M]").astype(int) % 12 + 1
     years = days.astype("datetime64[Y]").astype(int)

@@ -18,9 +18,10 @@ logger = logging.getLogger("qlib_ext.demo")
 def build_demo(out: str | Path, seed: int = 0, overwrite: bool = False) -> Path:
     """Generate the demo market and ingest it into a store at `out`; returns the store's folder.
 
-    Beside the store lie `<out>.truth.parquet` (date, instrument, expected: the true conditional expectation of the 5-day label) and
-    `<out>.truth.json` (seed, definition, best possible IC by universe and year). The JSON file is written last and carries the store's
-    fingerprint: a build that was interrupted is noticed and made again. A complete store of the same seed is left as it is.
+    Beside the store lie `<out>.truth.parquet` (date, instrument, expected: the true conditional expectation of the 5-day label)
+    and `<out>.truth.json` (seed, definition, best possible IC by universe and year). The JSON file is written last and carries
+    the store's fingerprint: a build that was interrupted is noticed and made again. A complete store of the same seed is left
+    as it is.
 
     Args:
         out: folder of the store; `~` is understood.

@@ -1,7 +1,7 @@
-"""A generated A-share market: daily bars, corporate actions, suspensions and listings around a planted signal (see `demo.signal`).
+"""A generated A-share market: daily bars, corporate actions, suspensions, listings around a planted signal (`demo.signal`).
 
-Axes: `t` trading day, `n` stock. Every random component has its own stream, drawn day by day: a new component, or a later last day,
-leaves what was drawn before as it is. A day's prices use states and draws up to that day only.
+Axes: `t` trading day, `n` stock. Every random component has its own stream, drawn day by day: a new component, or a later last
+day, leaves what was drawn before as it is. A day's prices use states and draws up to that day only.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,8 @@ HOLIDAYS = (("01-01", "01-03"), ("02-08", "02-14"), ("04-04", "04-06"), ("05-01"
 STREAMS = {
     name: number
     for number, name in enumerate(
-        ["stock", "pressure", "attention", "market_state", "market", "industry", "noise", "volatility", "bar", "volume", "event", "spell"]
+        ("stock", "pressure", "attention", "market_state", "market", "industry")
+        + ("noise", "volatility", "bar", "volume", "event", "spell")
     )
 }
 
@@ -41,12 +42,12 @@ class Market:
         open, high, low, close: raw prices in CNY, rounded to 0.01.
         volume: shares, int64, 0 when suspended. amount: CNY.
         factor: adjusted price = raw price x factor; 1 on a stock's first day.
-        float_shares: shares in force on the day. float_shares_after: after its close (bonus shares and unlocked shares of the next day).
+        float_shares: shares in force on the day. float_shares_after: after its close (with bonus and unlocked shares).
         is_st: bool. industry: int, 0..30.
         month_end: [t] bool, last trading day of a calendar month.
         member: int8, position in `index_sizes` of the index the stock belongs to, -1 for none.
         index_sizes: members of csi300, csi500, csi1000.
-        expected: true conditional expectation of the 5-day label at the close of the day (`signal.expected_label`), NaN before listing.
+        expected: true conditional expectation of the 5-day label at the close (`signal.expected_label`), NaN before listing.
     """
 
     seed: int
@@ -75,7 +76,9 @@ class Market:
         return np.where(self.trading, self.close * self.factor, np.nan)
 
 
-def make_market(seed: int = 0, stocks: int = 400, start: str = START, end: str = END, index_sizes: tuple[int, int, int] = INDEX_SIZES) -> Market:
+def make_market(
+    seed: int = 0, stocks: int = 400, start: str = START, end: str = END, index_sizes: tuple[int, int, int] = INDEX_SIZES
+) -> Market:
     """Generate a market.
 
     Args:
@@ -92,7 +95,8 @@ def make_market(seed: int = 0, stocks: int = 400, start: str = START, end: str =
     listed = days[:, None] >= static["listing"]
     if listed[0].sum() < sum(index_sizes):
         raise ConfigError(
-            f"demo market: {sum(index_sizes)} index members asked of {int(listed[0].sum())} stocks listed at the start; raise stocks or lower index_sizes"
+            f"demo market: {sum(index_sizes)} index members asked of {int(listed[0].sum())} stocks listed at the start; "
+            "raise stocks or lower index_sizes"
         )
     paths = _paths(seed, days, static)
     shape = listed.shape
@@ -168,7 +172,7 @@ def _stocks(seed: int, stocks: int, start: np.datetime64) -> dict:
     price = np.round(np.clip(np.exp(3.0 + 0.45 * draw[:, 1]), 5.0, 90.0), 2)
     industry = (uniform[:, 0] * INDUSTRIES).astype(int)
     moved = uniform[:, 1] < 0.05
-    day_one = np.datetime64("2015-01-01")
+    day_one, never = np.datetime64("2015-01-01"), np.datetime64("2200-01-01")
     return {
         "instruments": instruments,
         "listing": np.where(is_late, opened + (uniform[:, 2] * span).astype(int), start),
@@ -180,8 +184,8 @@ def _stocks(seed: int, stocks: int, start: np.datetime64) -> dict:
         "turnover": 0.012 * np.exp(0.35 * draw[:, 5] - 0.15 * size),
         "industry": industry,
         "industry_after": np.where(moved, (industry + 7) % INDUSTRIES, industry),
-        "reclassified": np.where(moved, day_one + (365 + uniform[:, 3] * 2900).astype(int), np.datetime64("2200-01-01")),
-        "st_start": np.where(uniform[:, 4] < 0.04, day_one + (200 + uniform[:, 5] * 3000).astype(int), np.datetime64("2200-01-01")),
+        "reclassified": np.where(moved, day_one + (365 + uniform[:, 3] * 2900).astype(int), never),
+        "st_start": np.where(uniform[:, 4] < 0.04, day_one + (200 + uniform[:, 5] * 3000).astype(int), never),
         "st_days": (250 + 300 * uniform[:, 6]).astype(int),
     }
 

@@ -10,7 +10,7 @@ SEASONING_DAYS = 60
 
 
 def rebalance_days(days: np.ndarray) -> np.ndarray:
-    """Positions in `days` on which a new list takes force: day 0 and the first trading day after the second Friday of June and December."""
+    """Positions in `days` of new lists: day 0 and the first trading day after the second Friday of June and December."""
     positions = {0}
     months = np.unique(days.astype("datetime64[M]"))
     for month in months[np.isin(months.astype(int) % 12 + 1, (6, 12))]:
@@ -22,11 +22,13 @@ def rebalance_days(days: np.ndarray) -> np.ndarray:
     return np.array(sorted(positions))
 
 
-def assign_members(days: np.ndarray, float_cap: np.ndarray, first_cap: np.ndarray, listed: np.ndarray, index_sizes: tuple) -> np.ndarray:
+def assign_members(
+    days: np.ndarray, float_cap: np.ndarray, first_cap: np.ndarray, listed: np.ndarray, index_sizes: tuple[int, ...]
+) -> np.ndarray:
     """Disjoint members by float cap rank, renewed half-yearly; [t, n] int8, -1 for none.
 
-    A list uses caps up to the last trading day of the month before: their mean over at most 120 days. Stocks listed for fewer than 60 trading
-    days are not eligible unless members lack.
+    A list uses caps up to the last trading day of the month before: their mean over at most 120 days. Stocks listed for fewer
+    than 60 trading days are not eligible unless members lack.
 
     Args:
         float_cap: [t, n] CNY, NaN before listing. first_cap: [n] CNY, for the list of day 0.
@@ -41,7 +43,7 @@ def assign_members(days: np.ndarray, float_cap: np.ndarray, first_cap: np.ndarra
             window = float_cap[max(known - CAP_DAYS, 0) : known]
             count = np.isfinite(window).sum(axis=0)
             mean = np.nansum(window, axis=0) / np.maximum(count, 1)
-            seasoned = listed[: known].sum(axis=0) >= min(SEASONING_DAYS, known)
+            seasoned = listed[:known].sum(axis=0) >= min(SEASONING_DAYS, known)
             score = np.where(seasoned, mean + 1.0, np.where(listed[begin], 0.0, -1.0))
         order = np.argsort(-score, kind="stable")
         taken = 0
@@ -54,8 +56,8 @@ def assign_members(days: np.ndarray, float_cap: np.ndarray, first_cap: np.ndarra
 def index_bars(market) -> list[dict]:
     """Daily bars of the three indices from their members, weighted by float cap at the last close.
 
-    Returns are those of adjusted prices: dividends are reinvested, so that excess returns of stocks over the index carry no dividend.
-    Members reach their highs at different times: the index takes half of their joint range beyond its body.
+    Returns are those of adjusted prices: dividends are reinvested, so that excess returns of stocks over the index carry no
+    dividend. Members reach their highs at different times: the index takes half of their joint range beyond its body.
 
     Returns:
         per index a dict of [t] arrays open, high, low, close (points), volume (shares).

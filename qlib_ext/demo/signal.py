@@ -1,13 +1,15 @@
 """The planted signal of the demo market: its latent states, what they pay, and the true expectation of the 5-day label.
 
-Two latent states per stock, `s` ("pressure") and `v` ("attention"), and one of the whole market, `h` (log volatility), are independent
-stationary Gaussian AR(1) processes with unit variance. The drift of day t+1, known at the close of t, is
+Two latent states per stock, `s` ("pressure") and `v` ("attention"), and one of the whole market, `h` (log volatility), are
+independent stationary Gaussian AR(1) processes with unit variance. The drift of day t+1, known at the close of t, is
 
-    alpha[t, n] = scale[n] * (PAY_S * (1 + 0.5 tanh h[t]) * s[t, n] + PAY_V * (1 - 0.5 tanh h[t]) * v[t, n] + PAY_SV * s[t, n] * v[t, n])
+    alpha[t, n] = scale[n] * (PAY_S * (1 + 0.5 tanh h[t]) * s[t, n]
+                              + PAY_V * (1 - 0.5 tanh h[t]) * v[t, n] + PAY_SV * s[t, n] * v[t, n])
 
-so the pay-off is mostly linear, its mixture follows the market's state, and heavy attention makes pressure pay more. `s` shows, under noise,
-in the shadows of the daily bar and in past returns (its shocks push the price the other way on their day: a reversal); `v` shows in volume.
-Nothing here reads a file or needs Qlib. The constants are fixed: results on the demo market compare only while they stay as they are.
+so the pay-off is mostly linear, its mixture follows the market's state, and heavy attention makes pressure pay more. `s` shows,
+under noise, in the shadows of the daily bar and in past returns (its shocks push the price the other way on their day: a
+reversal); `v` shows in volume. Nothing here reads a file or needs Qlib. The constants are fixed: results on the demo market
+compare only while they stay as they are.
 """
 
 import numpy as np
@@ -65,9 +67,10 @@ def drift(pressure: np.ndarray, attention: np.ndarray, market: np.ndarray, scale
 def expected_label(pressure: np.ndarray, attention: np.ndarray, market: np.ndarray, scale: np.ndarray) -> np.ndarray:
     """True conditional expectation, at the close of day t, of the return from the close of t+1 to the close of t+6.
 
-    Sum over the five label days of E[alpha | states at t]: the stock states decay geometrically, E[tanh h] comes by Gauss-Hermite quadrature,
-    and the products separate because the states are independent. First order: compounding within the week (some 1e-6) and the symmetric
-    clipping of returns at the price limit are left out. It is conditional on trading (a suspended day returns zero).
+    Sum over the five label days of E[alpha | states at t]: the stock states decay geometrically, E[tanh h] comes by
+    Gauss-Hermite quadrature, and the products separate because the states are independent. First order: compounding within the
+    week (some 1e-5, much alike for all stocks) and the symmetric clipping of returns at the price limit are left out. It is
+    conditional on trading (a suspended day returns zero).
 
     Args:
         pressure, attention: [t, n]. market: [t]. scale: [n], as in `drift`.

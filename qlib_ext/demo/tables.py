@@ -31,7 +31,7 @@ def write_tables(market: Market, folder: str | Path) -> Path:
 
 
 def bars_table(market: Market) -> pd.DataFrame:
-    """One row per stock and listed day, stock by stock: raw OHLC in CNY, volume in shares, amount in CNY, turnover in percent of float."""
+    """One row per stock and listed day, stock by stock: raw OHLC and amount in CNY, volume in shares, turnover in % of float."""
     stock, day = np.nonzero(market.listed.T)
     turnover = 100.0 * market.volume / np.where(market.listed, market.float_shares, 1.0)
     columns = {"date": market.days[day].astype("datetime64[ms]"), "instrument": instrument_column(market, stock)}
@@ -73,21 +73,20 @@ def membership_table(market: Market) -> pd.DataFrame:
 
 
 def index_weights_table(market: Market) -> pd.DataFrame:
-    """Weights of csi300 by float cap at the close, in percent with four decimals: first day and the last trading day of every month."""
+    """Weights of csi300 by float cap at the close, in percent: on the first day and every month's last trading day."""
     parts = []
     for day in np.flatnonzero(market.month_end | (np.arange(len(market.days)) == 0)):
         members = np.flatnonzero(market.member[day] == 0)
         cap = market.close[day, members] * market.float_shares[day, members]
         codes = [market.instruments[stock] for stock in members]
         weight = np.round(100.0 * cap / cap.sum(), 4)
-        parts.append(
-            pd.DataFrame({"date": market.days[day].astype("datetime64[us]"), "index": INDEX_NAMES[0], "instrument": codes, "weight": weight})
-        )
+        date = market.days[day].astype("datetime64[us]")
+        parts.append(pd.DataFrame({"date": date, "index": INDEX_NAMES[0], "instrument": codes, "weight": weight}))
     return pd.concat(parts, ignore_index=True)
 
 
 def industry_table(market: Market) -> pd.DataFrame:
-    """Industry in force by span. Codes and names are made up (`l1_code` 01..31); `l1_latest` is the last one and thus looks ahead."""
+    """Industry in force by span. Codes and names are made up (`l1_code` 01..31); `l1_latest`, the last one, looks ahead."""
     rows = []
     for stock in np.flatnonzero(market.listed.any(axis=0)):
         series = market.industry[:, stock]
@@ -119,9 +118,10 @@ def industry_table(market: Market) -> pd.DataFrame:
 
 
 def float_shares_table(market: Market) -> pd.DataFrame:
-    """Float shares known after the close of each complete month (`month` = its last calendar day), from the month before a stock's first bar.
+    """Float shares known after the close of each complete month (`month` is its last day), from the month before the first bar.
 
-    The value includes shares that start trading on the next day, so that carrying it over the following month gives the true float.
+    The value includes shares that start trading on the next day, so that carrying it over the following month gives the true
+    float.
     """
     month = market.days.astype("datetime64[M]")
     ends = np.flatnonzero(market.month_end)

@@ -1,4 +1,4 @@
-"""What the generator knows and no model may see: the true expected label of every stock-day, and the best IC anybody could reach."""
+"""What the generator knows and no model may see: the true expected label of every stock-day, and the best possible IC."""
 
 import numpy as np
 import pandas as pd
@@ -10,13 +10,14 @@ from qlib_ext.demo.tables import instrument_column
 from qlib_ext.report.metrics import daily_ic
 
 STATEMENT = (
-    "This market is generated: its prices, companies and signal are made up, results on it show that the software works and compare models with "
-    "each other under a known signal, and they say nothing on what anybody would earn in a real market."
+    "This market is generated: its prices, companies and signal are made up. Results on it show that the software works and "
+    "compare models under a known signal; they say nothing on what anybody would earn in a real market."
 )
 DEFINITION = (
     "expected = true conditional expectation, at the close of day t, of the label {label}, given the latent states at t: "
-    "5 * {mean} + scale[n] * (PAY_S * s * sum_k ps^k * (1 + E tanh(h[t+k]) / 2) + PAY_V * v * sum_k pv^k * (1 - E tanh(h[t+k]) / 2) "
-    "+ PAY_SV * s * v * sum_k (ps * pv)^k), k = 1..5; see qlib_ext.demo.signal"
+    "5 * {mean} + scale[n] * (PAY_S * s * sum_k ps^k * (1 + E tanh(h[t+k]) / 2) "
+    "+ PAY_V * v * sum_k pv^k * (1 - E tanh(h[t+k]) / 2) + PAY_SV * s * v * sum_k (ps * pv)^k), "
+    "k = 1..5; see qlib_ext.demo.signal"
 )
 
 
@@ -39,7 +40,8 @@ def best_ic(market: Market) -> dict[str, dict[str, float | None]]:
         universe ('all', 'csi300', ...) -> {'2015': ..., ..., 'total': ...}; None where no day has a label.
     """
     label = signal.realised_label(market.adjusted_close())
-    universes = {"all": market.trading, **{name: (market.member == index) & market.trading for index, name in enumerate(INDEX_NAMES)}}
+    universes = {"all": market.trading}
+    universes.update({name: (market.member == index) & market.trading for index, name in enumerate(INDEX_NAMES)})
     years = market.days.astype("datetime64[Y]").astype(int) + 1970
     result = {}
     for name, mask in universes.items():

@@ -1,4 +1,4 @@
-"""The demo market: tables in the shape of the real ones, determinism, consistency, and a planted signal of the promised strength."""
+"""The demo market: tables in the shape of real ones, determinism, consistency, a planted signal of the promised strength."""
 
 import json
 
@@ -16,14 +16,14 @@ from qlib_ext.errors import ConfigError, DataError
 
 SMALL = {"stocks": 90, "start": "2015-01-05", "end": "2016-12-30", "index_sizes": (12, 20, 40)}
 COLUMNS = {
-    "bars": {"date": "M", "instrument": "O", "open": "f", "high": "f", "low": "f", "close": "f", "volume": "i", "amount": "f", "turnover": "f",
-             "factor": "f", "is_st": "i"},
+    "bars": {"date": "M", "instrument": "O", "open": "f", "high": "f", "low": "f", "close": "f", "volume": "i", "amount": "f",
+             "turnover": "f", "factor": "f", "is_st": "i"},
     "index_bars": {"date": "M", "instrument": "O", "open": "f", "high": "f", "low": "f", "close": "f", "volume": "f", "name": "O",
                    "change_pct": "f"},
     "membership": {"instrument": "O", "index": "O", "start": "M", "end": "M", "has_bars": "b"},
     "index_weights": {"date": "M", "index": "O", "instrument": "O", "weight": "f"},
-    "industry": {"instrument": "O", "start": "M", "end": "M", "sw_code": "O", "l1_code": "O", "l1_name": "O", "l2": "O", "l3": "O",
-                 "l1_latest": "O", "in_sw2021_table": "b", "updated": "O"},
+    "industry": {"instrument": "O", "start": "M", "end": "M", "sw_code": "O", "l1_code": "O", "l1_name": "O", "l2": "O",
+                 "l3": "O", "l1_latest": "O", "in_sw2021_table": "b", "updated": "O"},
     "float_shares_monthly": {"month": "M", "instrument": "O", "float_shares": "f", "method": "O"},
 }
 
@@ -86,7 +86,8 @@ def test_holidays_and_weekends_are_closed(market):
 
 def test_bars_are_consistent(bars):
     traded = bars["volume"] > 0
-    assert (bars["low"] <= bars[["open", "close"]].min(axis=1)).all() and (bars["high"] >= bars[["open", "close"]].max(axis=1)).all()
+    assert (bars["low"] <= bars[["open", "close"]].min(axis=1)).all()
+    assert (bars["high"] >= bars[["open", "close"]].max(axis=1)).all()
     assert (bars["low"] > 0).all()
     cents = bars[["open", "high", "low", "close"]].astype(float) * 100
     assert (abs(cents - cents.round()) < 1e-2).all().all()
@@ -176,7 +177,8 @@ def test_index_weights_are_percent_and_index_follows_members(market, tables):
             expected = (weight * (adjusted[day] / adjusted[day - 1] - 1)[stocks]).sum()
             assert growth[day - 1, list(wide.columns).index(column)] == pytest.approx(expected, abs=2e-6)
     bars = tables["index_bars"]
-    assert (bars["low"] <= bars[["open", "close"]].min(axis=1)).all() and (bars["high"] >= bars[["open", "close"]].max(axis=1)).all()
+    assert (bars["low"] <= bars[["open", "close"]].min(axis=1)).all()
+    assert (bars["high"] >= bars[["open", "close"]].max(axis=1)).all()
     assert bars.groupby("instrument")["change_pct"].std().between(0.7, 1.8).all()
 
 
@@ -195,7 +197,8 @@ def _ic_from_tables(bars, truth, spans):
     close = bars["adjusted"].where(bars["volume"] > 0)
     wide = bars.assign(price=close).pivot(index="date", columns="instrument", values="price")
     label = wide.shift(-6) / wide.shift(-1) - 1
-    expected = truth.assign(instrument=truth["instrument"].astype(str)).pivot(index="date", columns="instrument", values="expected")
+    truth = truth.assign(instrument=truth["instrument"].astype(str))
+    expected = truth.pivot(index="date", columns="instrument", values="expected")
     expected = expected.where(wide.notna())
     if spans is not None:
         member = pd.DataFrame(False, index=wide.index, columns=wide.columns)
@@ -251,7 +254,8 @@ def test_expected_label_against_simulated_paths():
     for lag in signal.LABEL_LAGS:
         tilt = signal.STATE_TILT * np.tanh(paths["h"][lag])
         pressure, attention = paths["s"][lag], paths["v"][lag]
-        total += signal.PAY_S * (1 + tilt) * pressure + signal.PAY_V * (1 - tilt) * attention + signal.PAY_SV * pressure * attention
+        total += signal.PAY_S * (1 + tilt) * pressure + signal.PAY_V * (1 - tilt) * attention
+        total += signal.PAY_SV * pressure * attention
     one = np.ones((1, 1))
     closed = signal.expected_label(start["s"] * one, start["v"] * one, np.array([start["h"]]), np.array([0.02]))[0, 0]
     simulated = 5 * signal.MEAN_RETURN + 0.02 * total.mean()
@@ -273,8 +277,8 @@ def test_a_shorter_market_is_the_beginning_of_the_longer_one(small):
     short = make_market(5, **{**SMALL, "end": "2016-05-18"})
     count = len(short.days)
     assert 300 < count < len(small.days)
-    for name in ("open", "high", "low", "close", "volume", "amount", "factor", "float_shares", "float_shares_after", "trading", "member",
-                 "industry", "is_st", "expected", "month_end"):
+    for name in ("open", "high", "low", "close", "volume", "amount", "factor", "float_shares", "float_shares_after", "trading",
+                 "member", "industry", "is_st", "expected", "month_end"):
         np.testing.assert_array_equal(getattr(short, name), getattr(small, name)[:count], err_msg=name)
     assert short.expected.tobytes() == small.expected[:count].tobytes()
 
