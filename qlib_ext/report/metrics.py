@@ -1,8 +1,8 @@
 """Cross-sectional metrics on plain arrays: IC, RankIC, their summaries and exp(-RankMAE).
 
-One implementation serves a single day and a long panel: arrays hold one row per (day, stock) pair and an integer day, in any order.
-NaN in score or label drops the pair. An infinite score or label keeps its place in a rank, and makes the Pearson IC of its day NaN.
-Axis letters: r row (day, stock), t day.
+One implementation serves a single day and a long panel: arrays hold one row per (day, stock) pair and an integer day, in any
+order. NaN in score or label drops the pair. An infinite score or label keeps its place in a rank, and makes the Pearson IC of its
+day NaN. Axis letters: r row (day, stock), t day.
 """
 
 from __future__ import annotations
@@ -129,8 +129,8 @@ def daily_exp_rank_mae(score: np.ndarray, label: np.ndarray, day_index: np.ndarr
                        day_count: Optional[int] = None) -> np.ndarray:
     """`exp(-mean_i |u_i - v_i|)` per day, u and v the z-scored (divided by n) average-tie ranks of score and label.
 
-    1 for identical ranks, `exp(-2/sqrt(3)) = 0.3151` for independent ones, `exp(-sqrt(3)) = 0.177` for reversed ones (many stocks).
-    Arguments and result as in `daily_ic`. Source: reconstructed from published values, no formula is public.
+    1 for identical ranks, `exp(-2/sqrt(3)) = 0.3151` for independent ones, `exp(-sqrt(3)) = 0.177` for reversed ones (many
+    stocks). Arguments and result as in `daily_ic`. Source: reconstructed from published values, no formula is public.
     """
     return np.exp(-_daily(score, label, day_index, min_count, day_count, True, _distance))
 
@@ -159,8 +159,9 @@ def summarize(daily: np.ndarray) -> Dict[str, float]:
     """Mean, standard deviation (ddof 1), ratio and t of a daily series; NaN days are left out.
 
     Returns:
-        `mean`, `std`, `icir = mean / std` (per period, not annualised), `t = icir * sqrt(n)` (assumes independent days: with overlapping
-        labels use `newey_west_t`), `n` days counted. What is undefined (n = 0; std of one day; ratio of a constant) is NaN.
+        `mean`, `std`, `icir = mean / std` (per period, not annualised), `t = icir * sqrt(n)` (assumes independent days: with
+        overlapping labels use `newey_west_t`), `n` days counted. What is undefined (n = 0; std of one day; ratio of a constant)
+        is NaN.
     """
     values = np.asarray(daily, dtype=np.float64).ravel()
     values = values[~np.isnan(values)]

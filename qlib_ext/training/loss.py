@@ -4,13 +4,13 @@ Axis letters: n stock of the day, s labelled stock of the day, h label horizon.
 
 Common contract of every loss here
 ----------------------------------
-- `output` is `[n]` or `[n, h]`, `batch.y` is `[n, h]` and `batch.mask` is a bool `[n, h]` (True = labelled). Shapes are compared before
-  anything is computed; nothing is ever broadcast (`[n] - [n, 1]` would silently train on all pairs).
-- Stocks whose mask is False are left out by indexing, so their label (NaN included) and their output reach neither the value nor the
-  gradient: the gradient at their output is exactly zero.
+- `output` is `[n]` or `[n, h]`, `batch.y` is `[n, h]` and `batch.mask` is a bool `[n, h]` (True = labelled). Shapes are compared
+  before anything is computed; nothing is ever broadcast (`[n] - [n, 1]` would silently train on all pairs).
+- Stocks whose mask is False are left out by indexing, so their label (NaN included) and their output reach neither the value nor
+  the gradient: the gradient at their output is exactly zero.
 - With several horizons the loss is the mean over those horizons that have at least two labelled stocks.
-- A day on which no horizon has two labelled stocks gives a zero that is attached to the graph (its gradient is zero everywhere), so a
-  training step on such a day is harmless.
+- A day on which no horizon has two labelled stocks gives a zero that is attached to the graph (its gradient is zero everywhere),
+  so a training step on such a day is harmless.
 - Labels are used as they are given: normalise them per day before (`CSZScoreNorm` in the learning table).
 - The value does not depend on the order of the stocks. Half-precision outputs are lifted to float32 first.
 """
@@ -62,10 +62,11 @@ def pearson(prediction: Tensor, label: Tensor) -> Tensor:
 def soft_rank(prediction: Tensor, temperature: float) -> Tensor:
     """Differentiable ranks `r_i = 1/2 + sum_j sigmoid((z_i - z_j) / temperature)` of a vector `[s]`, z its z-score.
 
-    The z-score makes the temperature independent of the scale of the prediction. As the temperature goes to zero the soft ranks go to
-    the average-tie ranks. Memory grows with s squared.
+    The z-score makes the temperature independent of the scale of the prediction. As the temperature goes to zero the soft ranks
+    go to the average-tie ranks. Memory grows with s squared.
 
-    Source: pairwise sigmoid approximation of ranks, Qin, Liu and Li 2010 (a general approximation framework for ranking measures).
+    Source: pairwise sigmoid approximation of ranks, Qin, Liu and Li 2010 (a general approximation framework for ranking
+    measures).
     """
     deviation = prediction - prediction.mean()
     standard = deviation / (deviation.pow(2).mean() + _VARIANCE_FLOOR).sqrt()
@@ -172,8 +173,8 @@ class WeightedMSE(Loss):
                   weight of the label when `half_life` is given
     ============= ============================================================ ===========================================
 
-    The weights depend on the label through its ranks only. A label-dependent weight moves the minimiser to `E[w y|x] / E[w|x]`, above
-    `E[y|x]`: judge it by ranks and by the top group, not by its own value. Large `half_life` gives the plain MSE.
+    The weights depend on the label through its ranks only. A label-dependent weight moves the minimiser to `E[w y|x] / E[w|x]`,
+    above `E[y|x]`: judge it by ranks and by the top group, not by its own value. Large `half_life` gives the plain MSE.
 
     Args:
         form: one of the four.
@@ -244,7 +245,8 @@ class IC(Loss):
 class RankIC(Loss):
     """Negative Pearson correlation of soft ranks of the prediction (`soft_rank`) with the average-tie ranks of the label.
 
-    It goes to the negative Spearman correlation as `temperature` goes to 0; small temperatures have gradients only between neighbours.
+    It goes to the negative Spearman correlation as `temperature` goes to 0; small temperatures have gradients only between
+    neighbours.
 
     Args:
         temperature: in units of the day's standard deviation of the prediction.
@@ -265,8 +267,8 @@ class RankIC(Loss):
 class CCC(Loss):
     """One minus the concordance correlation, `1 - 2 cov / (var_p + var_y + (mean_p - mean_y)^2)`, moments divided by s.
 
-    Zero only where prediction and label agree in value; 1 where the prediction is constant. A day on which both are the same constant
-    gives 1. Source: Lin 1989.
+    Zero only where prediction and label agree in value; 1 where the prediction is constant. A day on which both are the same
+    constant gives 1. Source: Lin 1989.
     """
 
     name = "ccc"

@@ -240,7 +240,8 @@ def test_ranks_equal_scipy():
 @pytest.mark.parametrize("spec", SPECS, ids=str)
 def test_half_precision_is_lifted(spec):
     prediction, label = numbers(64)
-    value = make_loss(spec)(prediction.half(), SimpleNamespace(y=label.float()[:, None], mask=torch.ones(64, 1, dtype=torch.bool)))
+    batch = SimpleNamespace(y=label.float()[:, None], mask=torch.ones(64, 1, dtype=torch.bool))
+    value = make_loss(spec)(prediction.half(), batch)
     assert value.dtype == torch.float32
     assert float(value) == pytest.approx(float(make_loss(spec)(prediction, day(label))), abs=5e-3)
 

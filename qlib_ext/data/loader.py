@@ -1,0 +1,185 @@
+"""Loaders of values that belong to a day rather than to a stock."""
+
+from __future__ import annotations
+
+import logging
+import re
+from pathlib import Path
+from typing import List, Optional, Sequence, Tuple
+
+import numpy as np
+import pandas as pd
+from qlib.config import C
+from qlib.data import D
+
+from qlib_ext.data.transform import robust_apply, robust_fit
+from qlib_ext.data.universe import list_universes, universe_spans
+from qlib_ext.errors import ConfigError, DataError
+from qlib_ext.factors.market_state import market_state, market_state_names
+
+logger = logging.getLogger(__name__)
+
+_DATE_COLUMNS = ("date", "datetime")
+_INDEX_CODE = re.compile(r"^(SH000|SZ399)\d{3}$")
+
+
+class MarketStateLoader:
+    """The market-state columns of a day: 21 per index, computed from the store's index bars, or ready ones from a Parquet file.
+
+    Computed columns come from the whole history of the store (see `qlib_ext.factors.market_state`), so a day's values do not
+    depend on which other days are asked for. With `normalize` each column becomes `clip((x - median) / (1.4826 MAD))`, both
+    fitted on the days from `fit_start_time` to `fit_end_time`, and what is unknown (the first days of an index) becomes 0, its
+    neutral value. An index without `$amount` uses `$volume`, with a warning that names it.
+
+    Args:
+        instruments: index codes, in the order of the columns. Not used with `path`.
+        fit_start_time, fit_end_time: first and last day of the fit span, both included; needed when `normalize` is on.
+        path: Parquet file of ready columns whose index or column `date` (or `datetime`) holds the day, one row a day (an
+            exact repetition of a row is allowed). Its columns are taken in the order of the file.
+        normalize: True by default for computed columns; has to be said with `path`, whose columns may be normalised already.
+            Computed columns that are not normalised keep their NaN.
+        clip: largest absolute value after normalisation, None for no limit.
+
+    Raises:
+        ConfigError: no instruments, no fit span, or `normalize` not said with `path`.
+    """
+
+    def __init__(self, instruments: Sequence[str] = ("SH000300", "SH000905", "SH000852"), fit_start_time: Optional[str] = None,
+                 fit_end_time: Optional[str] = None, path: Optional[str] = None, normalize: Optional[bool] = None,
+                 clip: Optional[float] = 3.0) -> None:
+        if path is not None and normalize is None:
+            raise ConfigError("MarketStateLoader: with `path` say `normalize: false` (columns as they are) or `normalize: true`")
+        self.instruments = [instruments] if isinstance(instruments, str) else list(instruments)
+        self.path = path
+        self.normalize = True if normalize is None else bool(normalize)
+        self.clip = clip
+        if path is None and (not self.instruments or len(set(self.instruments)) < len(self.instruments)):
+            raise ConfigError(f"MarketStateLoader: instruments must name different indices, got {self.instruments}")
+        if clip is not None and not clip > 0:
+            raise ConfigError(f"MarketStateLoader: clip must be above 0 or None, got {clip!r}")
+        if self.normalize and (fit_start_time is None or fit_end_time is None):
+            raise ConfigError("MarketStateLoader: normalising needs fit_start_time and fit_end_time (the training days), "
+                              "otherwise set normalize: false")
+        self.fit_start_time = None if fit_start_time is None else pd.Timestamp(fit_start_time)
+        self.fit_end_time = None if fit_end_time is None else pd.Timestamp(fit_end_time)
+        if self.normalize and self.fit_start_time > self.fit_end_time:
+            raise ConfigError(f"MarketStateLoader: the fit span {fit_start_time} to {fit_end_time} is empty")
+
+    def load(self, days: Sequence) -> Tuple[np.ndarray, List[str]]:
+        """The columns on the given days.
+
+        Args:
+            days: `[t]` dates in any order.
+
+        Returns:
+            float32 `[t, m]` and the m column names (`SH000300:return_1`, ... or those of the file).
+
+        Raises:
+            DataError: an index that the store does not have, a day that the calendar or the file does not have, a column without
+                spread in the fit span, a missing or malformed file, a hole in ready columns that are taken as they are.
+        """
+        table = self._computed_table() if self.path is None else self._ready_table()
+        values = table.to_numpy(dtype=np.float64)
+        wanted = pd.DatetimeIndex(np.asarray(days, dtype="datetime64[D]"))
+        rows = table.index.get_indexer(wanted)
+        if (rows < 0).any():
+            absent = wanted[rows < 0]
+            first, last = table.index.min(), table.index.max()
+            raise DataError(f"market state: {len(absent)} of {len(wanted)} days are absent from {self._source()}, the first is "
+                            f"{absent.min():%Y-%m-%d}; it reaches from {first:%Y-%m-%d} to {last:%Y-%m-%d}")
+        chosen = values[rows]
+        if self.normalize:
+            chosen = robust_apply(chosen, *self._fit(table, values), clip=self.clip)
+            self._report_unknown(wanted, chosen, table.columns)
+            chosen = np.nan_to_num(chosen, nan=0.0)
+        elif self.path is not None and not np.isfinite(chosen).all():
+            row, column = np.argwhere(~np.isfinite(chosen))[0]
+            raise DataError(f"market state: {self._source()} has no finite {table.columns[column]!r} on {wanted[row]:%Y-%m-%d}; "
+                            "fill the file, or set normalize: true, which puts 0 there")
+        return chosen.astype(np.float32), list(table.columns)
+
+    def _source(self) -> str:
+        return "the store's calendar" if self.path is None else f"the file {Path(self.path).name}"
+
+    def _fit(self, table: pd.DataFrame, values: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+        """Median and scale of every column over the fit span."""
+        inside = (table.index >= self.fit_start_time) & (table.index <= self.fit_end_time)
+        median, scale = robust_fit(values[inside])
+        if not np.isfinite(scale).all():
+            flat = [name for name, known in zip(table.columns, np.isfinite(scale)) if not known]
+            raise DataError(f"market state: {len(flat)} columns have no values or no spread in the fit span "
+                            f"{self.fit_start_time:%Y-%m-%d} to {self.fit_end_time:%Y-%m-%d} ({int(inside.sum())} days), "
+                            f"first {flat[0]!r}: choose another span or index")
+        return median, scale
+
+    def _report_unknown(self, days: pd.DatetimeIndex, values: np.ndarray, names: pd.Index) -> None:
+        unknown = np.isnan(values)
+        if unknown.any():
+            rows = np.flatnonzero(unknown.any(axis=1))
+            logger.warning("market state: unknown values on %d of %d days (%s to %s, first in %s) become 0", len(rows), len(days),
+                           days[rows].min().date(), days[rows].max().date(), names[int(unknown.any(axis=0).argmax())])
+
+    def _computed_table(self) -> pd.DataFrame:
+        """All days of the calendar x 21 columns per index."""
+        self._check_instruments()
+        calendar = pd.DatetimeIndex(D.calendar(freq="day"))
+        bars = D.features(self.instruments, ["$close", "$amount", "$volume"], freq="day")
+        blocks, names = [], []
+        for code in self.instruments:
+            bar = bars.xs(code, level="instrument").reindex(calendar)
+            activity = bar["$amount"]
+            if activity.isna().all():
+                logger.warning("market state: index %s has no $amount in the store, $volume stands in for it", code)
+                activity = bar["$volume"]
+            blocks.append(market_state(bar["$close"].to_numpy(), activity.to_numpy()))
+            names += market_state_names(code)
+        return pd.DataFrame(np.concatenate(blocks, axis=1), index=calendar, columns=names)
+
+    def _check_instruments(self) -> None:
+        """Every index must have a close in the store, else say which indices it has."""
+        universes = list_universes()  # fails with a sentence when Qlib is not initialised
+        features = Path(C.dpm.get_data_uri("day")) / "features"
+        missing = [code for code in self.instruments if not (features / code.lower() / "close.day.bin").exists()]
+        if not missing:
+            return
+        if "index" in universes:
+            known = sorted(universe_spans("index"))
+        else:
+            known = sorted(entry.name.upper() for entry in features.glob("s*") if _INDEX_CODE.match(entry.name.upper()))
+        raise DataError(f"market state: the store has no bars of {missing}; its indices are {known}. "
+                        "Name some of these in `instruments` or ingest the bars of the missing ones")
+
+    def _ready_table(self) -> pd.DataFrame:
+        """The file as a table of days x numeric columns."""
+        path = Path(self.path).expanduser()
+        if not path.is_file():
+            raise DataError(f"market state: there is no file {path}")
+        table = pd.read_parquet(path)
+        named = [column for column in table.columns if str(column).lower() in _DATE_COLUMNS]
+        if named:
+            table = table.set_index(named[0])
+        try:
+            if table.index.dtype.kind in "iufb":  # row numbers are not days
+                raise ValueError
+            table.index = pd.DatetimeIndex(table.index)
+        except (TypeError, ValueError):
+            table.index = pd.DatetimeIndex([None] * len(table))
+        if table.index.hasnans or not len(table):
+            raise DataError(f"market state: {path.name} needs a day in every row, "
+                            "in its index or in a column `date` or `datetime`")
+        table.index = table.index.tz_localize(None).normalize()
+        table.columns = [str(column) for column in table.columns]
+        words = [name for name, kind in table.dtypes.items() if kind.kind not in "fiu"]
+        if words or not table.shape[1]:
+            raise DataError(f"market state: {path.name} must hold numeric columns besides the day; not numeric: {words}")
+        return self._one_row_a_day(table, path.name)
+
+    @staticmethod
+    def _one_row_a_day(table: pd.DataFrame, name: str) -> pd.DataFrame:
+        """Drop rows that repeat another row exactly; two different rows of a day are an error."""
+        table = table[~(table.index.duplicated() & table.reset_index().duplicated().to_numpy())]
+        twice = table.index[table.index.duplicated()]
+        if len(twice):
+            raise DataError(f"market state: {name} has different rows for {len(twice.unique())} days, "
+                            f"the first is {twice.min():%Y-%m-%d}: keep one row a day")
+        return table.sort_index()

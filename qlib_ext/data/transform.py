@@ -1,0 +1,188 @@
+"""Cross-sectional and time-series transforms of plain arrays; no frames, no files.
+
+Long arrays: one row per (day, stock) pair in any order, `day [r]` holds small integers from 0 on (level codes of an index, say).
+`mask [r]` marks the universe: its rows make the statistics, every row gets a value.
+Axis letters: r row, t day, c or m column.
+"""
+
+from __future__ import annotations
+
+from typing import Optional, Tuple
+
+import numpy as np
+
+from qlib_ext.errors import ConfigError, DataError, ShapeError
+
+ROBUST_SCALE = 1.4826
+"""Standard deviation over median absolute deviation of a normal distribution."""
+
+
+def _check_rows(values: np.ndarray, day: np.ndarray, mask: Optional[np.ndarray]) -> int:
+    """Check that rows agree; the number of day groups."""
+    rows = values.shape[0]
+    if day.shape != (rows,) or (mask is not None and (mask.shape != (rows,) or mask.dtype != np.bool_)):
+        said = None if mask is None else f"{mask.shape} {mask.dtype}"
+        raise ShapeError(f"values {values.shape}, day {day.shape}, mask {said}: day must be [r] and mask a bool [r]")
+    if not np.issubdtype(day.dtype, np.integer) or (rows and day.min() < 0):
+        raise DataError("day must hold integers from 0 on")
+    return int(day.max()) + 1 if rows else 0
+
+
+def _columns(values: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+    """`values` as a float `[r, c]` and an empty result of its own shape and dtype (float64 for integers)."""
+    values = np.asarray(values)
+    if values.ndim not in (1, 2):
+        raise ShapeError(f"values must be [r] or [r, c], got {values.shape}")
+    dtype = values.dtype if np.issubdtype(values.dtype, np.floating) else np.float64
+    result = np.empty_like(values, dtype=dtype)
+    return (values[:, None] if values.ndim == 1 else values), result
+
+
+def _zscore_column(column: np.ndarray, day: np.ndarray, days: int, used: np.ndarray) -> np.ndarray:
+    """z-score of a float64 `[r]` by the statistics of its `used` rows; NaN on days without spread."""
+    value, group = column[used], day[used]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        count = np.bincount(group, minlength=days).astype(np.float64)
+        mean = np.bincount(group, value, days) / count
+        rest = value - mean[group]
+        shift = np.bincount(group, rest, days) / count
+        rest -= shift[group]
+        std = np.sqrt(np.bincount(group, rest * rest, days) / (count - 1))
+    first = np.full(days, np.nan)
+    first[group[::-1]] = value[::-1]
+    varied = np.bincount(group, value != first[group], days) > 0
+    std[~varied | ~(std > 0)] = np.nan
+    return (column - (mean + shift)[day]) / std[day]
+
+
+def cs_zscore(values: np.ndarray, day: np.ndarray, mask: Optional[np.ndarray] = None) -> np.ndarray:
+    """`(x - mean) / std` per day and column, std with ddof 1 (as pandas and Qlib's `CSZScoreNorm`).
+
+    Args:
+        values: `[r]` or `[r, c]`; NaN stays NaN and is not counted; an infinite value is not counted and becomes NaN.
+        day: `[r]` integers from 0 on.
+        mask: `[r]` bool, the universe whose rows make mean and std (all rows by default); the others are scaled by them.
+
+    Returns:
+        New array of the shape and float dtype of `values`. Days on which the universe has fewer than two finite values, or only
+        equal ones, are NaN: nothing can be compared there. The result is never infinite.
+
+    Raises:
+        ShapeError: rows disagree. DataError: `day` is not made of integers from 0 on.
+    """
+    return _by_column(values, day, mask, _zscore_column)
+
+
+def cs_robust_zscore(values: np.ndarray, day: np.ndarray, mask: Optional[np.ndarray] = None, clip: float = 3.0) -> np.ndarray:
+    """`(x - median) / (1.4826 MAD)` per day and column, clipped to `[-clip, clip]`; arguments as in `cs_zscore`.
+
+    Days on which more than half of the universe shares one value (MAD 0) are NaN, like days with fewer than two finite values.
+    """
+    result = _by_column(values, day, mask, _robust_column)
+    return np.clip(result, -clip, clip, out=result)
+
+
+def _by_column(values: np.ndarray, day: np.ndarray, mask: Optional[np.ndarray], transform) -> np.ndarray:
+    """Apply `transform(column, day, days, used rows)` to each column in float64, column by column to save memory."""
+    table, result = _columns(values)
+    day = np.asarray(day)
+    mask = None if mask is None else np.asarray(mask)
+    days = _check_rows(table, day, mask)
+    target = result[:, None] if result.ndim == 1 else result
+    for position in range(table.shape[1]):
+        column = table[:, position].astype(np.float64)
+        finite = np.isfinite(column)
+        column[~finite] = np.nan
+        target[:, position] = transform(column, day, days, finite if mask is None else finite & mask)
+    return result
+
+
+def _group_median(value: np.ndarray, group: np.ndarray, days: int) -> np.ndarray:
+    """Median of each group `[days]`, NaN for empty groups; no NaN in `value`."""
+    median = np.full(days, np.nan)
+    ordered = value[np.lexsort((value, group))]
+    count = np.bincount(group, minlength=days)
+    start = np.cumsum(count) - count
+    known = np.flatnonzero(count)
+    low, high = start[known] + (count[known] - 1) // 2, start[known] + count[known] // 2
+    median[known] = (ordered[low] + ordered[high]) / 2
+    return median
+
+
+def _robust_column(column: np.ndarray, day: np.ndarray, days: int, used: np.ndarray) -> np.ndarray:
+    value, group = column[used], day[used]
+    median = _group_median(value, group, days)
+    spread = _group_median(np.abs(value - median[group]), group, days)
+    spread[(np.bincount(group, minlength=days) < 2) | ~(spread > 0)] = np.nan
+    return (column - median[day]) / (ROBUST_SCALE * spread[day])
+
+
+def cs_extreme_mask(values: np.ndarray, day: np.ndarray, fraction: float = 0.05, min_count: int = 40,
+                    mask: Optional[np.ndarray] = None) -> np.ndarray:
+    """The most extreme rows of each day: `k = max(1, floor(fraction / 2 * N))` at each end of the N finite universe values.
+
+    Args:
+        values: `[r]`; NaN and infinite values are neither counted nor marked.
+        day: `[r]` integers from 0 on.
+        fraction: share of the day to mark, both tails together, in [0, 1); 0 marks nothing.
+        min_count: days with fewer finite universe values are left whole.
+        mask: `[r]` bool, the universe; rows outside are neither counted nor marked.
+
+    Returns:
+        bool `[r]`, True = extreme. Equal values at the border are taken in row order (the earlier row counts as the smaller one).
+
+    Raises:
+        ConfigError: `fraction` or `min_count` out of range. ShapeError, DataError: as in `cs_zscore`.
+    """
+    if not 0 <= fraction < 1 or min_count < 1:
+        raise ConfigError(f"fraction must lie in [0, 1) and min_count be at least 1, got {fraction!r} and {min_count!r}")
+    values, day = np.asarray(values), np.asarray(day)
+    if values.ndim != 1:
+        raise ShapeError(f"cs_extreme_mask takes one label column [r], got {values.shape}")
+    days = _check_rows(values, day, None if mask is None else np.asarray(mask))
+    extreme = np.zeros(values.shape[0], dtype=bool)
+    used = np.flatnonzero(np.isfinite(values) if mask is None else np.isfinite(values) & mask)
+    if fraction == 0 or not used.size:
+        return extreme
+    group = day[used]
+    order = np.lexsort((values[used], group))
+    count = np.bincount(group, minlength=days)
+    position = np.arange(used.size) - (np.cumsum(count) - count)[group[order]]
+    # the small number keeps 0.025 * 280 from falling below 7
+    tail = np.maximum(1, np.floor(fraction / 2 * count + 1e-9).astype(np.int64))
+    tail = np.where(count >= min_count, np.minimum(tail, count), 0)
+    size, tail = count[group[order]], tail[group[order]]
+    extreme[used[order]] = (position < tail) | (position >= size - tail)
+    return extreme
+
+
+def robust_fit(values: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+    """Median and `1.4826 * MAD` of each column of a table `[t, m]`, over its finite values.
+
+    Returns:
+        `(median [m], scale [m])` in float64. A column without finite values has NaN in both; one without spread has NaN as scale,
+        so that `robust_apply` leaves it unknown instead of infinite.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 2:
+        raise ShapeError(f"robust_fit takes a table [t, m], got {values.shape}")
+    median, scale = np.full(values.shape[1], np.nan), np.full(values.shape[1], np.nan)
+    for position in range(values.shape[1]):
+        column = values[np.isfinite(values[:, position]), position]
+        if column.size:
+            median[position] = np.median(column)
+            spread = np.median(np.abs(column - median[position]))
+            scale[position] = ROBUST_SCALE * spread if spread > 0 else np.nan
+    return median, scale
+
+
+def robust_apply(values: np.ndarray, median: np.ndarray, scale: np.ndarray, clip: Optional[float] = 3.0) -> np.ndarray:
+    """`(values - median) / scale` of a table `[t, m]`, clipped to `[-clip, clip]` unless `clip` is None.
+
+    NaN stays NaN; float64.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 2 or np.shape(median) != values.shape[1:] or np.shape(scale) != values.shape[1:]:
+        raise ShapeError(f"values {values.shape}, median {np.shape(median)}, scale {np.shape(scale)}: need [t, m], [m], [m]")
+    result = (values - median) / scale
+    return result if clip is None else np.clip(result, -clip, clip)
