@@ -1,0 +1,375 @@
+"""`python -m qlib_ext check WORKFLOW.yaml ...`: find everything wrong with a workflow before anything long starts.
+
+The file is read as `qrun` reads it, every class is looked up, every keyword held against the constructors, fields, universes, dates
+and paths against the store. Nothing is loaded, trained or tracked, and Qlib is not initialised. All faults are listed at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+from qlib_ext.errors import ConfigError, DataError, ExtError
+from qlib_ext.signatures import Keywords, did_you_mean, keywords
+from qlib_ext.workflow import Node, class_nodes, environment_variable_of, load_workflow, quiet, values
+
+PLACEHOLDERS = ("<MODEL>", "<DATASET>", "<PRED>")
+PATH_KEYS = ("checkpoint", "path")
+INJECTED = {"record": {"recorder", "model", "dataset"}}
+PROCESSOR_KEYS = {"infer_processors", "learn_processors", "shared_processors"}
+FIT_SPAN = {"fit_start_time", "fit_end_time"}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Something that would fail, or quietly do another thing than asked."""
+
+    where: str
+    what: str
+    advice: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}; {self.advice}"
+
+
+def check_workflow(path: str | Path) -> list[Fault]:
+    """All faults of a workflow file; an empty list when it can run."""
+    try:
+        config = load_workflow(path)
+    except ConfigError as error:
+        text, _, advice = str(error).partition("; ")
+        return [Fault("file", text, advice or "correct the file")]
+    with _search_path(config, path), quiet(), _no_loading():
+        return _Checker(config, Path(path)).run()
+
+
+class _Checker:
+    """One pass over one configuration."""
+
+    def __init__(self, config: dict, path: Path):
+        self.config, self.path, self.faults = config, path, []
+        self.classes: dict[str, type] = {}
+        self.broken: set[str] = set()
+        self.nodes = list(class_nodes(config))
+        self.store = None
+
+    def add(self, where: str, what: str, advice: str) -> None:
+        fault = Fault(where, " ".join(what.split()), " ".join(advice.split()))
+        if fault not in self.faults:
+            self.faults.append(fault)
+
+    def run(self) -> list[Fault]:
+        self._outline()
+        self._values()
+        self._tracking()
+        self._open_store()
+        for node in self.nodes:
+            self._node(node)
+        if self.store is not None:
+            self._against_store()
+        return self.faults
+
+    # ---- the file itself ------------------------------------------------------------------------------------------------
+    def _outline(self) -> None:
+        task = self.config.get("task")
+        options = self.config.get("qlib_init")
+        if not isinstance(options, dict):
+            self.add("qlib_init", "missing", "give provider_uri, region and exp_manager")
+        else:
+            from qlib.config import MODE_CONF, _default_config
+            known = {*_default_config, *MODE_CONF["client"], "region", "default_conf", "skip_if_reg", "clear_mem_cache", "custom_ops"}
+            for name in sorted(set(options) - known):
+                self.add(f"qlib_init.{name}", f"Qlib does not know {name!r}{did_you_mean(name, known)} and ignores it", "correct the name")
+        if not isinstance(task, dict):
+            self.add("task", "missing", "give model, dataset and record")
+            return
+        for part in ("model", "dataset"):
+            if not isinstance(task.get(part), dict) or "class" not in task[part]:
+                self.add(f"task.{part}", "missing or without a class", "give class, module_path and kwargs")
+        if not task.get("record"):
+            self.add("task.record", "no records: nothing would be kept of the predictions", "list at least SignalRecord")
+
+    def _values(self) -> None:
+        """Empty strings, unfilled variables, unknown placeholders, paths that do not exist."""
+        for where, value in values(self.config):
+            key = re.sub(r"\[\d+\]$", "", where).rsplit(".", 1)[-1]
+            if value == "" or value is None:
+                variable = environment_variable_of(self.path, key)
+                if value == "":
+                    advice = f"set the environment variable {variable}" if variable else "fill it or take the line out"
+                    self.add(where, "empty", advice)
+                elif variable and not re.search(rf"^\s*{re.escape(key)}:.*default\(", self.path.read_text(), re.MULTILINE):
+                    self.add(where, f"the environment variable {variable} is not set", f"set {variable}")
+            elif isinstance(value, str):
+                if re.fullmatch(r"<[A-Z_]+>", value) and value not in PLACEHOLDERS:
+                    self.add(where, f"unknown placeholder {value}{did_you_mean(value, PLACEHOLDERS)}", f"Qlib fills {', '.join(PLACEHOLDERS)}")
+                elif key in PATH_KEYS and where.startswith("task.") and not Path(value).expanduser().exists():
+                    self.add(where, f"there is no file {value}", "correct the path")
+
+    def _tracking(self) -> None:
+        """Current MLflow refuses file stores, and sqlite does not make folders."""
+        manager = (self.config.get("qlib_init") or {}).get("exp_manager")
+        place = "qlib_init.exp_manager"
+        uri = ((manager or {}).get("kwargs") or {}).get("uri") if isinstance(manager, dict) else None
+        if manager is None or str(uri or "").startswith(("file:", "mlruns", "/", "./")):
+            import mlflow
+            refuses = tuple(int(part) for part in re.findall(r"\d+", mlflow.__version__)[:2]) >= (3, 13)
+            if refuses and os.environ.get("MLFLOW_ALLOW_FILE_STORE", "").lower() != "true":
+                self.add(place, f"MLflow {mlflow.__version__} refuses to track into a folder of files, Qlib's default",
+                         "use qlib_ext.tracking.SqliteExpManager with uri sqlite:///~/.qlib_ext/tracking.db")
+        elif str(uri).startswith("sqlite:///") and manager.get("class") == "MLflowExpManager":
+            folder = Path(str(uri)[len("sqlite:///"):]).parent
+            if not folder.is_dir():
+                self.add(place, f"folder {folder} of the tracking database does not exist (sqlite neither makes it nor knows '~')",
+                         "make it, or use qlib_ext.tracking.SqliteExpManager")
+
+    def _open_store(self) -> None:
+        from qlib_ext.check_data import StoreView
+        from qlib_ext.store.metadata import check_store
+        options = self.config.get("qlib_init") or {}
+        uri = options.get("provider_uri")
+        uri = uri.get("day") if isinstance(uri, dict) else uri
+        if not uri:
+            self.add("qlib_init.provider_uri", "no store is named", "give the folder of a Qlib store")
+            return
+        try:
+            self.store = StoreView(check_store(uri))
+            self.store.calendar
+        except (ExtError, OSError, ValueError) as error:
+            self.store = None
+            text, _, advice = str(error).partition("; ")
+            self.add("qlib_init.provider_uri", text, advice or "name the folder of a Qlib store")
+
+    # ---- classes and keywords -------------------------------------------------------------------------------------------
+    def _node(self, node: Node) -> None:
+        try:
+            found = node.resolve()
+        except ConfigError as error:
+            text, _, advice = str(error).partition("; ")
+            self.broken.add(node.where)
+            self.add(node.where, text, advice or "correct it")
+            return
+        except Exception as error:
+            self.broken.add(node.where)
+            self.add(node.where, f"importing {node.entry['class']!r} failed ({type(error).__name__}: {error})", "repair what it needs")
+            return
+        self.classes[node.where] = found
+        if node.entry.get("kwargs") is not None and not isinstance(node.entry["kwargs"], dict):
+            self.add(f"{node.where}.kwargs", f"{node.entry['kwargs']!r} is no mapping", "write kwargs as `name: value` lines")
+        self._keywords(f"{node.where}.kwargs", found, keywords(found), node.kwargs, self._injected(node), node.where)
+        if _is_record(found) and isinstance(node.kwargs.get("config"), dict):
+            self._port_analysis(node.where, node.kwargs["config"])
+        if node.where not in self.broken and self._is_built_here(node, found):
+            self._build(node, found)
+
+    def _injected(self, node: Node) -> set:
+        if node.role.endswith("_processors"):
+            return FIT_SPAN
+        return INJECTED.get(node.role, set())
+
+    def _keywords(self, where: str, found, taken: Keywords, given: dict, injected: set, owner: str = "") -> None:
+        known = taken.names - injected
+        if taken.anything:
+            extra = _library_names(found)
+            taken = Keywords(taken.names | extra, taken.required, not extra)
+        for name in taken.unknown(given):
+            self.broken.add(owner)
+            self.add(f"{where}.{name}", f"{_name(found)} does not take {name!r}{did_you_mean(name, taken.names)}",
+                     f"it takes {', '.join(sorted(known)) or 'no keywords'}")
+        for name in taken.missing(set(given) | injected):
+            self.broken.add(owner)
+            self.add(where, f"{_name(found)} needs {name!r}", "add it")
+
+    def _port_analysis(self, where: str, config: dict) -> None:
+        """The back-test's keywords go to two functions and to the exchange."""
+        from qlib.backtest import backtest, get_exchange
+        from qlib.backtest.exchange import Exchange
+        place = f"{where}.kwargs.config"
+        for name in {"strategy", "backtest"} - set(config):
+            self.add(place, f"{name!r} is missing", "give strategy and backtest")
+        options = config.get("backtest") or {}
+        self._keywords(f"{place}.backtest", backtest, keywords(backtest), options, {"strategy", "executor", "start_time", "end_time"})
+        taken = Keywords(keywords(get_exchange).names | keywords(Exchange).names, set(), False)
+        self._keywords(f"{place}.backtest.exchange_kwargs", Exchange, taken, options.get("exchange_kwargs") or {}, set())
+
+    @staticmethod
+    def _is_built_here(node: Node, found) -> bool:
+        """Our constructors validate; datasets load and trackers write, so they are not called."""
+        ours = getattr(found, "__module__", "").startswith("qlib_ext.")
+        return ours and node.where.startswith("task.") and node.role not in ("record", "dataset", "handler", "strategy", "executor")
+
+    def _build(self, node: Node, found):
+        import copy
+        kwargs = copy.deepcopy(node.kwargs)
+        if any(isinstance(value, str) and value in PLACEHOLDERS for _, value in values(kwargs)):
+            return None
+        try:
+            return found(**kwargs)
+        except Exception as error:
+            text, _, advice = str(error).partition("; ")
+            self.broken.add(node.where)
+            self.add(f"{node.where}.kwargs", f"{_name(found)} refuses this ({type(error).__name__}: {text})", advice or "correct the value")
+            return None
+
+    # ---- store ----------------------------------------------------------------------------------------------------------
+    def _against_store(self) -> None:
+        from qlib_ext import check_data as data
+        task = self.config.get("task") or {}
+        dataset = (task.get("dataset") or {}).get("kwargs") or {}
+        place = "task.dataset.kwargs"
+        segments = data.read_segments(self.add, f"{place}.segments", dataset.get("segments"), self.store)
+        handler = self._handler(place)
+        codes = self._universes(segments)
+        self._fields(handler, codes, f"{place}.handler")
+        if isinstance(dataset.get("handler"), dict):
+            data.check_handler_dates(self.add, f"{place}.handler.kwargs", dataset["handler"].get("kwargs") or {}, segments)
+        for node in self.nodes:
+            if FIT_SPAN & set(node.kwargs):
+                data.check_fit_span(self.add, f"{node.where}.kwargs", node.kwargs, segments)
+            config = node.kwargs.get("config")
+            if _is_record(self.classes.get(node.where)) and isinstance(config, dict) and isinstance(config.get("backtest"), dict):
+                data.check_backtest(self.add, f"{node.where}.kwargs.config.backtest", config["backtest"], self.store, segments, codes)
+        self._embargo(handler, dataset, segments, place)
+
+    def _handler(self, place: str):
+        """The handler, built without loading; None where that failed. Processors with faults of their own are left out."""
+        node = next((n for n in self.nodes if n.where == f"{place}.handler"), None)
+        if node is None or node.where in self.broken:
+            return None
+        spoilt = {where[len(node.where):].split(".")[2].split("[")[0] for where in self.broken if where.startswith(f"{node.where}.kwargs.")}
+        if not spoilt <= PROCESSOR_KEYS:
+            return None
+        kwargs = {**node.kwargs, **{key: [] for key in spoilt}}
+        return self._build(Node(node.where, node.entry, node.default_module, node.role, kwargs), self.classes[node.where])
+
+    def _universes(self, segments: dict) -> list[str]:
+        """Check every universe that is named; answers the codes of the handler's."""
+        from qlib_ext.check_data import check_universe
+        codes = None
+        for node in self.nodes:
+            for key in ("universe", "instruments"):
+                if key in node.kwargs and node.where.startswith("task."):
+                    check_universe(self.add, f"{node.where}.kwargs.{key}", node.kwargs[key], self.store, segments)
+            if node.role == "handler":
+                name = node.kwargs.get("instruments")
+                name = name.get("market") if isinstance(name, dict) else name
+                if isinstance(name, (list, tuple)):
+                    codes = [str(code) for code in name]
+                elif isinstance(name, str) and name.lower() in self.store.universes:
+                    codes = sorted(set(self.store.spans(name)["code"]))
+        if codes is None:
+            codes = sorted(folder.name for folder in (self.store.path / "features").iterdir())
+        return codes
+
+    def _fields(self, handler, codes: list[str], where: str) -> None:
+        from qlib_ext.check_data import field_names
+        missing = self.store.missing_fields(field_names(handler), codes) if handler is not None and codes else []
+        for name in missing:
+            have = self.store.fields(codes[0])
+            self.add(where, f"no instrument has field ${name}{did_you_mean(name, have)}", f"the store has {', '.join(have)}")
+
+    def _embargo(self, handler, dataset: dict, segments: dict, place: str) -> None:
+        from qlib_ext.check_data import check_embargo, label_expressions, look_ahead
+        from qlib_ext.data.handler import KeepsRawLabel
+        trims = hasattr(self.classes.get("task.dataset"), "panel")
+        if handler is None:
+            return
+        if trims:
+            self._learn_processors(handler, f"{place}.handler.kwargs.learn_processors")
+            if getattr(handler, "drop_raw", False) and not isinstance(handler, KeepsRawLabel):
+                self.add(f"{place}.handler.kwargs.drop_raw", f"{_name(type(handler))} drops its raw labels too, and evaluation needs them",
+                         "use the handlers of qlib_ext.data.handler, or drop_raw: false")
+        expressions = label_expressions(handler)
+        try:
+            ahead = look_ahead(expressions)
+        except ValueError as error:
+            self.add(f"{place}.handler.kwargs.label", str(error), "correct the expression")
+            return
+        if not expressions and trims and dataset.get("embargo", "auto") == "auto":
+            self.add(f"{place}.embargo", "the label's look ahead cannot be read from this handler", "give the number of trading days")
+        check_embargo(self.add, place, segments, ahead, self.store, trims, dataset.get("embargo", "auto"))
+
+    def _learn_processors(self, handler, where: str) -> None:
+        for number, processor in enumerate(getattr(handler, "learn_processors", [])):
+            group = getattr(processor, "fields_group", None)
+            if group != "label":
+                self.add(f"{where}[{number}]", f"{type(processor).__name__} (fields_group {group!r}) touches features, which must be the "
+                         "same in training and inference", "give it fields_group: label, or move it to infer_processors")
+
+
+def _name(found) -> str:
+    return getattr(found, "__name__", str(found))
+
+
+def _is_record(found) -> bool:
+    from qlib.workflow.record_temp import PortAnaRecord
+    return isinstance(found, type) and issubclass(found, PortAnaRecord)
+
+
+def _library_names(found) -> set:
+    """Parameter names behind a `**kwargs` that goes to a library as it is (LightGBM); empty where unknown."""
+    if getattr(found, "__name__", "") not in ("LGBModel", "DEnsembleModel"):
+        return set()
+    try:
+        from lightgbm.basic import _ConfigAliases
+        return set(_ConfigAliases._get_all_param_aliases()) | {a for names in _ConfigAliases._get_all_param_aliases().values() for a in names}
+    except (ImportError, AttributeError):
+        return set()
+
+
+@contextmanager
+def _search_path(config: dict, path):
+    """The `sys` section, as `qrun` applies it, undone afterwards."""
+    from qlib.cli.run import sys_config
+    before = list(sys.path)
+    try:
+        if isinstance(config.get("sys"), dict):
+            sys_config(config, path)
+        yield
+    finally:
+        sys.path[:] = before
+
+
+@contextmanager
+def _no_loading():
+    """Handlers are built without their data."""
+    from qlib.data.dataset.handler import DataHandler, DataHandlerLP
+    with mock.patch.object(DataHandler, "setup_data", lambda self, *a, **k: None), \
+            mock.patch.object(DataHandlerLP, "setup_data", lambda self, *a, **k: None):
+        yield
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line; 0 when every workflow (or store) is fine, 1 otherwise."""
+    parser = argparse.ArgumentParser(prog="python -m qlib_ext check", description="Find everything wrong with workflows before they run.")
+    parser.add_argument("workflow", nargs="*", help="workflow YAML files")
+    parser.add_argument("--store", help="check only whether this folder is a Qlib store")
+    options = parser.parse_args(arguments)
+    if options.store is None and not options.workflow:
+        parser.error("name a workflow file, or --store FOLDER")
+    status = 0
+    if options.store is not None:
+        status |= _report_store(options.store)
+    for path in options.workflow:
+        faults = check_workflow(path)
+        for fault in faults:
+            print(fault)
+        status |= bool(faults)
+        print(f"{path}: {f'{len(faults)} fault' + 's' * (len(faults) != 1) if faults else 'OK'}")
+    return int(status)
+
+
+def _report_store(path: str) -> int:
+    from qlib_ext.store.metadata import check_store
+    try:
+        print(f"{check_store(path)}: a Qlib store")
+        return 0
+    except DataError as error:
+        print(f"--store: {error}")
+        return 1
