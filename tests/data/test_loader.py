@@ -35,7 +35,8 @@ def make_store(folder, bars=None, calendar=DAYS, index_file=True):
 
 def by_hand(bars, activity="amount"):
     """Raw columns of both indices, through pandas for the normalisation."""
-    parts = [pd.DataFrame(market_state(bar["close"], bar[activity]), DAYS, market_state_names(code)) for code, bar in bars.items()]
+    parts = [pd.DataFrame(market_state(bar["close"], bar[activity]), DAYS, market_state_names(code))
+             for code, bar in bars.items()]
     return pd.concat(parts, axis=1)
 
 
