@@ -33,7 +33,9 @@ def check_tables(tables: Dict[str, Table], vwap: str) -> None:
         faults += found.faults
     both = sorted(set(tables["bars"].codes) & set(tables["index_bars"].codes))
     if both:
-        faults.append(f"tables bars and index_bars share {len(both)} codes, first {both[0]}: a code is either a stock or an index; drop one")
+        faults.append(
+            f"tables bars and index_bars share {len(both)} codes, first {both[0]}: a code is either a stock or an index; drop one"
+        )
     if vwap == "amount" and "amount" not in tables["bars"].numbers:
         faults.append("table bars has no column amount, which vwap 'amount' needs: give the column or choose vwap 'typical'")
     if faults:
@@ -69,9 +71,9 @@ def malformed_rows(table: Table) -> np.ndarray:
 def _check_keys(table: Table, found: _Faults, first_bar: np.datetime64) -> None:
     found.add(table.code < 0, "a missing instrument", "give the code or drop the rows")
     malformed = malformed_rows(table)
-    if table.name not in ("bars", "index_bars"):  # rows over before the first stock bar play no part: exotic codes of the past may stay
+    if table.name not in ("bars", "index_bars"):  # rows over before the first stock bar play no part
         malformed &= ~(list(table.dates.values())[-1] < first_bar)
-    found.add(malformed, "a malformed code", "write codes as SH600000, SZ000001 or BJ430047 (exchange in capitals, six digits)")
+    found.add(malformed, "a malformed code", "write codes as SH600000, SZ000001 or BJ430047 (capitals, six digits)")
     for name, days in table.dates.items():
         found.add(np.isnat(days), f"a missing or unreadable {name}", "write it as YYYY-MM-DD")
     for name in table.texts:
@@ -101,15 +103,16 @@ def _check_prices(table: Table, found: _Faults, traded: np.ndarray) -> None:
     numbers = table.numbers
     for name in PRICES:
         price = numbers[name]
-        found.add((traded & ~np.isfinite(price)) | np.isinf(price), f"a missing or infinite {name} though traded",
-                  "give the price, or volume 0 if the day was suspended")
-        found.add((price < 0) | (traded & (price == 0)), f"a negative or zero {name}", "correct the price, or give volume 0 if the day was suspended")
+        advice = "correct the price, or give volume 0 if the day was suspended"
+        found.add((traded & ~np.isfinite(price)) | np.isinf(price), f"a missing or infinite {name} though traded", advice)
+        found.add((price < 0) | (traded & (price == 0)), f"a negative or zero {name}", advice)
     high, low = numbers["high"], numbers["low"]
     found.add(traded & (high < low), "high below low", "correct the prices")
     for name in ("open", "close"):
         price = numbers[name]
         outside = (price > high * (1 + PRICE_TOLERANCE)) | (price < low * (1 - PRICE_TOLERANCE))
-        found.add(traded & outside & (high >= low), f"{name} outside [low, high] by more than {PRICE_TOLERANCE:g} of it", "correct the prices")
+        what = f"{name} outside [low, high] by more than {PRICE_TOLERANCE:g} of it"
+        found.add(traded & outside & (high >= low), what, "correct the prices")
 
 
 def _check_bars(table: Table, found: _Faults) -> None:
@@ -120,11 +123,9 @@ def _check_bars(table: Table, found: _Faults) -> None:
     found.add(~np.isfinite(volume), "a missing or infinite volume", "give the shares traded, 0 if the day was suspended")
     found.add(volume < 0, "a negative volume", "give the shares traded, 0 if the day was suspended")
     _check_prices(table, found, volume > 0)
-    found.add(~(np.isfinite(numbers["factor"]) & (numbers["factor"] > 0)), "a missing or non-positive factor",
-              "give the adjustment factor, 1 if the stock never paid anything")
-    for name in ("amount", "turnover"):
-        if name in numbers:
-            found.add((numbers[name] < 0) | np.isinf(numbers[name]), f"a negative or infinite {name}", "correct it, or leave it empty if unknown")
+    usable = np.isfinite(numbers["factor"]) & (numbers["factor"] > 0)
+    found.add(~usable, "a missing or non-positive factor", "give the adjustment factor, 1 if the stock never paid anything")
+    _check_not_negative(table, found, ("amount", "turnover"))
     if "is_st" in numbers:
         known = np.isin(numbers["is_st"], (-1.0, 0.0, 1.0)) | np.isnan(numbers["is_st"])
         found.add(~known, "an is_st that is none of 1, 0, -1 (unknown)", "correct it")
@@ -134,9 +135,15 @@ def _check_index_bars(table: Table, found: _Faults) -> None:
     _check_unique(table, found, "date")
     _check_order(table, found)
     _check_prices(table, found, np.ones(len(table), dtype=bool))
-    for name in ("volume", "amount"):
+    _check_not_negative(table, found, ("volume", "amount"))
+
+
+def _check_not_negative(table: Table, found: _Faults, names) -> None:
+    for name in names:
         if name in table.numbers:
-            found.add((table.numbers[name] < 0) | np.isinf(table.numbers[name]), f"a negative or infinite {name}", "correct it, or leave it empty if unknown")
+            values = table.numbers[name]
+            wrong = (values < 0) | np.isinf(values)
+            found.add(wrong, f"a negative or infinite {name}", "correct it, or leave it empty if unknown")
 
 
 def _check_span(table: Table, found: _Faults) -> None:
@@ -169,9 +176,10 @@ def _check_index_weights(table: Table, found: _Faults) -> None:
         if weight_unit(part.to_numpy()) is None:
             share = (part / 100 - 1).abs() if part.median() > 10 else (part - 1).abs()
             day = share.idxmax()[1]
+            total = part.loc[(name, day)]
             found.faults.append(
-                f"table index_weights: the weights of {name} sum to {part.loc[(name, day)]:g} on {day:%Y-%m-%d}; every date must sum to 1 "
-                "(fractions) or every date to 100 (percent), within 2 percent: give all members of the date, in one unit"
+                f"table index_weights: the weights of {name} sum to {total:g} on {day:%Y-%m-%d}; every date must sum "
+                "to 1 (fractions) or every date to 100 (percent), within 2 percent: give all members, in one unit"
             )
 
 

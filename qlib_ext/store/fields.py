@@ -1,6 +1,6 @@
 """From tables to stored fields: adjustment, suspensions, and what is known when."""
 
-from typing import Dict, List, NamedTuple, Optional, Tuple
+from typing import Dict, NamedTuple, Optional, Tuple
 
 import numpy as np
 
@@ -9,6 +9,7 @@ from qlib_ext.store.schema import AMOUNT_TOLERANCE, PRICES
 from qlib_ext.store.tables import Table
 
 LOOK_AHEAD_METHODS = ("snapshot_bfill",)
+FIRST_OTHER_INDUSTRY = 10_000_000  # float32 holds integers exactly up to 16,777,216
 
 
 class StockFields(NamedTuple):
@@ -93,8 +94,8 @@ def industry(table: Table, grid: Grid) -> Tuple[np.ndarray, Dict[str, dict], Dic
     """Level-1 industry in force on each day as a number, float64 [c], with the meaning of the numbers.
 
     A code counts from its start date, inclusive, to its end date, inclusive, or to the start of the stock's next code if that is
-    earlier. NaN where none is in force. The number is the code itself where all codes are digits; otherwise codes are
-    numbered by the date they first start, so that later codes do not renumber earlier ones.
+    earlier. NaN where none is in force. The number is the code itself if that is a number of up to seven digits; other codes
+    get 10000000 + k, the k-th of them to start first, so that later codes do not renumber earlier ones.
     """
     table = table.take(np.lexsort((table.dates["start"], table.code)))
     numbers, meaning = _industry_numbers(table)
@@ -115,18 +116,20 @@ def industry(table: Table, grid: Grid) -> Tuple[np.ndarray, Dict[str, dict], Dic
 
 
 def _industry_numbers(table: Table) -> Tuple[np.ndarray, Dict[str, dict]]:
+    """Number of each row's code [r], and number -> {code, name}; a code of later rows never changes an earlier code's number."""
     codes = table.texts["l1_code"].astype(str)
+    number: Dict[str, int] = {}
     names: Dict[str, Optional[str]] = {}
-    by_start = np.argsort(table.dates["start"], kind="stable")
-    ordered: List[str] = []
-    for row in sorted(by_start, key=lambda r: (table.dates["start"][r], codes[r])):
-        if codes[row] not in names:
-            ordered.append(codes[row])
+    others = 0
+    for row in np.lexsort((codes.astype(str), table.dates["start"])):
+        code = codes[row]
+        if code not in number:
+            plain = code.isdecimal() and len(code) <= 7 and str(int(code)) == code
+            number[code] = int(code) if plain else FIRST_OTHER_INDUSTRY + others
+            others += not plain
         name = table.texts["l1_name"][row] if "l1_name" in table.texts else None
-        names[codes[row]] = name or names.get(codes[row])
-    digits = all(code.isdigit() and len(code) <= 7 and (code == "0" or code[0] != "0") for code in ordered)
-    number = {code: int(code) if digits else place for place, code in enumerate(ordered)}
-    meaning = {str(number[code]): {"code": code, "name": names[code]} for code in sorted(ordered, key=number.get)}
+        names[code] = name or names.get(code)
+    meaning = {str(number[code]): {"code": code, "name": names[code]} for code in sorted(number, key=number.get)}
     return np.array([number[code] for code in codes], dtype=np.float64), meaning
 
 

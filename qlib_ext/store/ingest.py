@@ -122,6 +122,9 @@ class _Content:
         others = ~np.isin(table.texts["index"].astype(str), list(index_names))
         self.counts["membership_rows_of_other_indices"] = int(others.sum())
         self.weights = {}
+        if "index_weights" in data:
+            others = ~np.isin(data["index_weights"].texts["index"].astype(str), list(index_names))
+            self.counts["index_weights_rows_of_other_indices"] = int(others.sum())
         for name, spans in membership.spans.items():
             weights = index_weights(name, spans, data.get("index_weights"), self.grid, close, float_cap)
             self.fields[f"{name}_weight"] = weights.cells.astype(np.float32)
@@ -136,7 +139,8 @@ class _Content:
             writer.instruments(name, {str(code): [(start, end)] for code, start, end in days})
         for name, spans in self.spans.items():
             writer.instruments(name, spans)
-        with tqdm(total=len(self.grid.codes) + len(self.index_grid.codes), desc="writing", unit=" instruments", mininterval=1) as bar:
+        total = len(self.grid.codes) + len(self.index_grid.codes)
+        with tqdm(total=total, desc="writing", unit=" instruments", mininterval=1) as bar:
             for grid, fields in ((self.grid, self.fields), (self.index_grid, self.index_fields)):
                 for code, start, offset, length in zip(grid.codes, grid.start, grid.offset, grid.length):
                     cells = slice(offset, offset + length)
@@ -173,25 +177,32 @@ class _Content:
 
 def _report(out: Path, metadata: dict, seconds: float) -> None:
     """Log what was stored, what was left out and from what the weights come."""
-    counts, spans = metadata["counts"], metadata["spans"]
-    logger.info("store %s: %d stocks, %d rows, %s..%s; %d indices from %s; fields %s", out, counts["stocks"], counts["stock_rows"],
-                *spans["stocks"], counts["indices"], spans["index"][0], ", ".join(metadata["fields"]))
-    logger.info("suspended days %d (%d without a row)", counts["suspended_cells"], counts["cells_without_row"])
+    counts, spans, info, warning = metadata["counts"], metadata["spans"], logger.info, logger.warning
+    info("store %s: %d stocks, %d rows, %s..%s", out, counts["stocks"], counts["stock_rows"], *spans["stocks"])
+    info("%d indices, %s..%s; fields %s", counts["indices"], *spans["index"], ", ".join(metadata["fields"]))
+    info("suspended days %d (%d without a row)", counts["suspended_cells"], counts["cells_without_row"])
     if "vwap_outside_low_high" in counts:
-        logger.warning("vwap by amount lies outside [low, high] beyond rounding on %d days and is unknown on %d traded days; kept as it is",
-                       counts["vwap_outside_low_high"], counts["vwap_unknown_cells"])
+        outside, unknown = counts["vwap_outside_low_high"], counts["vwap_unknown_cells"]
+        warning("vwap by amount: outside [low, high] beyond rounding on %d stock-days (kept), unknown on %d", outside, unknown)
     for name, found in counts["membership"].items():
         about = metadata["weights"][name]
-        logger.info("%s: %d codes, %d spans; left out %d spans of %d codes without bars; weights: %s (%d member days official, %d by float "
-                    "cap, %d of unknown float cap)", name, found["codes"], found["spans"], found["spans_without_bars"],
-                    found["codes_without_bars"], about["source"], about["member_days_official"], about["member_days_float_cap"],
-                    about["member_days_float_cap_unknown"])
+        info("%s: %d codes in %d spans", name, found["codes"], found["spans"])
+        if found["spans_merged"]:
+            warning("%s: %d spans touch or overlap the code's previous one and were merged", name, found["spans_merged"])
+        if found["spans_without_bars"]:
+            left_out = found["spans_without_bars"], found["codes_without_bars"]
+            warning("%s: left out %d spans of %d codes without bars", name, *left_out)
+        info("%s weights: %s; of %d member days %d official, %d by float cap, %d of unknown float cap", name, about["source"],
+             about["member_days"], about["member_days_official"], about["member_days_float_cap"],
+             about["member_days_float_cap_unknown"])  # fmt: skip
     for name in counts["indices_without_members"]:
-        logger.warning("index %s has no members with bars in table membership: no instruments file and no weights", name)
-    if counts["membership_rows_of_other_indices"]:
-        logger.warning("table membership: %d rows of other indices left out", counts["membership_rows_of_other_indices"])
+        warning("index %s has no members with bars in table membership: no instruments file and no weights", name)
+    for name in ("membership", "index_weights"):
+        others = counts.get(f"{name}_rows_of_other_indices")
+        if others:
+            warning("table %s: %d rows of other indices left out", name, others)
     for name, count in counts["malformed_codes_of_the_past"].items():
-        logger.warning("table %s: %d rows that end before the first stock bar have malformed codes and were left out", name, count)
+        warning("table %s: %d rows that end before the first stock bar have malformed codes and were left out", name, count)
     if counts.get("industry_overlaps_cut"):
-        logger.warning("table industry: %d spans reach into the stock's next one and were cut at its start", counts["industry_overlaps_cut"])
-    logger.info("fingerprint %s, %.1f seconds", metadata["fingerprint"], seconds)
+        warning("table industry: %d spans reach into the stock's next one and were cut there", counts["industry_overlaps_cut"])
+    info("fingerprint %s, %.1f seconds", metadata["fingerprint"], seconds)

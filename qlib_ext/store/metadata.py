@@ -1,4 +1,4 @@
-"""What a store says about itself: its metadata file, its fingerprint, and whether it is a store at all (standard library only)."""
+"""What a store says about itself: its metadata file, its fingerprint, and whether it is one (standard library only)."""
 
 import hashlib
 import json
@@ -93,7 +93,7 @@ def digest(content: bytes) -> str:
 
 
 def combine(digests: Dict[str, str], settings: dict) -> str:
-    """Hash of a set of files (relative name -> digest) and of the settings that give them their meaning; order does not matter."""
+    """Hash of a set of files (relative name -> digest) and of the settings that give them meaning; in any order."""
     lines = [f"{name} {digests[name]}" for name in sorted(digests)]
     lines.append(json.dumps(settings, sort_keys=True, ensure_ascii=False))
     return hashlib.blake2b("\n".join(lines).encode("utf-8"), digest_size=DIGEST_BYTES).hexdigest()

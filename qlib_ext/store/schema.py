@@ -61,13 +61,17 @@ FIELDS: Dict[str, Field] = {
     "close": Field(_PRICE, True, "closing price x factor; NaN on suspended days"),
     "volume": Field("shares / factor", True, "shares traded / factor; NaN on suspended days"),
     "amount": Field("CNY", False, "value traded; NaN on suspended days and where unknown"),
-    "turnover": Field("percent", False, "volume in percent of the float, as in the table; NaN on suspended days and where unknown"),
+    "turnover": Field("percent", False, "volume in percent of the float, as in the table; NaN when suspended or unknown"),
     "factor": Field("1", False, "adjustment factor: adjusted price = price x factor; carried through suspensions"),
-    "change": Field("fraction", True, "adjusted close / adjusted close of the last day traded - 1; NaN on the first day and when suspended"),
+    "change": Field("fraction", True, "adjusted close / last traded adjusted close - 1; NaN on the first day and when suspended"),
     "is_st": Field("flag", False, "1 special treatment, 0 none, NaN unknown; carried through days without a row"),
-    "industry": Field("code", False, "level-1 industry in force (its code: see industry_codes), valid from its start date inclusive; NaN unknown"),
-    "float_shares": Field("shares", False, "floating shares; a month's value counts from the first trading day after its date; "
-                          "backfilled snapshots are left out; NaN before the first value"),
+    "industry": Field("code", False, "level-1 industry in force (see industry_codes), from its start date on; NaN unknown"),
+    "float_shares": Field(
+        "shares",
+        False,
+        "floating shares; a month's value counts from the first trading day after its date; backfilled snapshots are left out; "
+        "NaN before the first value",
+    ),
     "float_cap": Field("CNY", False, "unadjusted close of the last day traded x float_shares; NaN where unknown"),
 }
 _VWAP = {
@@ -83,7 +87,7 @@ def vwap_field(mode: str) -> Field:
 
 def weight_field(index_name: str) -> Field:
     """Description of the weight field of one index."""
-    return Field("fraction", False, f"weight in {index_name} after the close, 1 = the members having bars together; NaN for non-members")
+    return Field("fraction", False, f"weight in {index_name} after the close; members with bars sum to 1; NaN for non-members")
 
 
 def describe_fields(names, vwap: str) -> Dict[str, dict]:

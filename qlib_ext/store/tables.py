@@ -6,6 +6,7 @@ from typing import Dict, List, Mapping, Optional, Union
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet
 
 from qlib_ext.errors import DataError
 from qlib_ext.store.schema import TABLES, TableSpec
@@ -68,7 +69,7 @@ def read_tables(source: TableSource) -> Dict[str, Table]:
     else:
         folder = Path(source).expanduser()
         if not folder.is_dir():
-            raise DataError(f"table folder {folder} does not exist; give a folder that holds bars.parquet (or .csv) and the other tables")
+            raise DataError(f"table folder {folder} does not exist; give a folder holding bars.parquet (or .csv) and the others")
         pieces = {name: path for name in TABLES if (path := _find_file(folder, name, faults)) is not None}
     for name, spec in TABLES.items():
         if name not in pieces:
@@ -95,34 +96,30 @@ def _find_file(folder: Path, name: str, faults: List[str]) -> Optional[Path]:
 
 def _read_frame(name: str, piece, spec: TableSpec, faults: List[str]) -> Optional[pd.DataFrame]:
     """The wanted columns of one table, or None after noting why it cannot be used."""
-    if isinstance(piece, pd.DataFrame):
-        available, read = list(piece.columns), lambda columns: piece[columns]
-    else:
-        try:
-            available, read = _open_file(piece)
-        except Exception as error:  # a broken file can fail in many ways; the reader's own words say how
-            faults.append(f"table {name}: {piece.name} cannot be read ({type(error).__name__}: {error}); write it again")
-            return None
-    missing = [column for column in spec.required_columns if column not in available]
+    try:
+        available, read = _open(piece)
+        missing = [column for column in spec.required_columns if column not in available]
+        frame = None if missing else read([column for column in spec.columns if column in available])
+    except Exception as error:  # a broken file can fail in many ways; the reader's own words say how
+        faults.append(f"table {name} cannot be read ({type(error).__name__}: {error}); write it again")
+        return None
     if missing:
         faults.append(f"table {name} lacks the columns {missing}; it has {available}")
         return None
-    frame = read([column for column in spec.columns if column in available])
     if len(frame) == 0:
-        faults.append(f"table {name} has no rows; " + ("give its rows" if spec.required else "give its rows, or leave the table out"))
+        faults.append(f"table {name} has no rows; give its rows" + ("" if spec.required else ", or leave the table out"))
         return None
     return frame
 
 
-def _open_file(path: Path):
-    if path.suffix == ".parquet":
-        import pyarrow.parquet
-
-        available = pyarrow.parquet.read_schema(path).names
-        return available, lambda columns: pd.read_parquet(path, columns=columns)
+def _open(piece: Union[pd.DataFrame, Path]):
+    """Column names of a table, and a function that reads some of them."""
+    if isinstance(piece, pd.DataFrame):
+        return list(piece.columns), lambda columns: piece[columns]
+    if piece.suffix == ".parquet":
+        return pyarrow.parquet.read_schema(piece).names, lambda columns: pd.read_parquet(piece, columns=columns)
     texts = {name: str for name in ("instrument", "index", "l1_code", "l1_name", "method", "date", "start", "end", "month")}
-    available = list(pd.read_csv(path, nrows=0).columns)
-    return available, lambda columns: pd.read_csv(path, usecols=columns, dtype=texts)
+    return list(pd.read_csv(piece, nrows=0).columns), lambda columns: pd.read_csv(piece, usecols=columns, dtype=texts)
 
 
 def _to_table(name: str, frame: pd.DataFrame, spec: TableSpec) -> Table:

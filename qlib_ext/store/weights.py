@@ -70,7 +70,8 @@ def index_weights(
     """Weights of an index's members on every day, known after its close.
 
     Official weights of date d count from the first trading day after d and drift with the adjusted close:
-    w_i(t) = w_i(d) close_i(t) / close_i(d) (a stock without a close on d drifts from its first one after d). A member without one
+    w_i(t) = w_i(d) close_i(t) / close_i(d) until the next official date counts, however late that is (a stock without a close
+    by d drifts from its first one after d). A member without one
     is estimated as float cap x the day's median of w / float cap over members that have both; without official weights
     w = float cap. A member of unknown float cap takes the median float cap of the day's members (without any known cap: the
     median official weight, or equal weights). Then each day is divided by its sum over the members that have bars.
@@ -85,28 +86,30 @@ def index_weights(
     weight, about = _official(index_name, official, stocks, grid, price, first)
     weight[~member] = np.nan
     cap[~member] = np.nan
-    from_official = np.isfinite(weight)
-    has_official = from_official.any(axis=1)
-    has_cap = np.isfinite(cap).any(axis=1)
-    scale = _median(weight / cap)  # [t], NaN where no member has both
-    scale = np.where(has_official, scale, 1.0)
-    estimate = np.where(np.isfinite(cap), cap, _median(cap)[:, None]) * scale[:, None]
-    fallback = np.where(has_official, _median(weight), 1.0)  # days on which no estimate is possible at all
-    estimate = np.where(np.isfinite(estimate), estimate, fallback[:, None])
-    weight = np.where(from_official, weight, np.where(member, estimate, np.nan))
+    from_official, has_cap = np.isfinite(weight), np.isfinite(cap)
+    weight = np.where(from_official, weight, np.where(member, _estimate(weight, cap), np.nan))
     total = np.nansum(weight, axis=1, keepdims=True)
     weight = weight / np.where(total > 0, total, np.nan)
-    source = np.where(~member.any(axis=1), 0, np.where(has_official, 1, np.where(has_cap, 2, 3)))
+    source = np.select([~member.any(axis=1), from_official.any(axis=1), has_cap.any(axis=1)], [0, 1, 2], 3)
     about.update(
         unit="fraction",
-        source="official, drifting between dates" if has_official.any() else "float cap",
+        source="official, drifting between dates" if from_official.any() else "float cap",
         spans=_runs(source, grid.calendar[first : last + 1]),
         member_days=int(member.sum()),
         member_days_official=int(from_official.sum()),
-        member_days_float_cap=int((member & ~from_official & np.isfinite(cap)).sum()),
-        member_days_float_cap_unknown=int((member & ~from_official & ~np.isfinite(cap)).sum()),
+        member_days_float_cap=int((member & ~from_official & has_cap).sum()),
+        member_days_float_cap_unknown=int((member & ~from_official & ~has_cap).sum()),
     )
     return IndexWeights(grid.from_days(weight, stocks, first, member & np.isfinite(weight)), about)
+
+
+def _estimate(weight: np.ndarray, cap: np.ndarray) -> np.ndarray:
+    """Weights from float caps, in the scale of the official ones of the day if there are any. [t, n]"""
+    official = np.isfinite(weight).any(axis=1)
+    scale = np.where(official, _median(weight / cap), 1.0)  # NaN where no member has both
+    estimate = np.where(np.isfinite(cap), cap, _median(cap)[:, None]) * scale[:, None]
+    fallback = np.where(official, _median(weight), 1.0)
+    return np.where(np.isfinite(estimate), estimate, fallback[:, None])
 
 
 def _members(spans, stocks, grid: Grid, first: int, last: int) -> np.ndarray:

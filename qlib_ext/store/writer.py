@@ -63,14 +63,18 @@ class StoreLock:
             file = open(self.path, "a")
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+            except (BlockingIOError, PermissionError) as error:
                 file.close()
                 raise DataError(f"another ingestion is writing {self.out} now; wait for it, or give another --out") from error
             if self._still_there(file):
                 break
             file.close()  # its last holder removed the file between our open and our lock
         self._file = file
-        self._clear()
+        try:
+            self._clear()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *exception) -> None:

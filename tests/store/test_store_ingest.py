@@ -1,0 +1,186 @@
+"""What an ingested store holds, against expectations computed here row by row."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from store_market import STOCKS, make_tables, read_field
+
+from qlib_ext.store import check_store, fingerprint, read_metadata
+from qlib_ext.store.ingest import ingest
+
+
+def rows_of(code: str) -> pd.DataFrame:
+    bars = make_tables()["bars"]
+    return bars[bars["instrument"] == code].set_index("date")
+
+
+def same(stored: pd.Series, expected: pd.Series) -> None:
+    np.testing.assert_array_equal(stored.index, expected.index)
+    np.testing.assert_allclose(stored.to_numpy(), expected.to_numpy(dtype=np.float64), rtol=2e-7, equal_nan=True)
+
+
+@pytest.mark.parametrize("code", ["SH600000", "SH688001", "SZ000001"])
+def test_traded_rows_are_adjusted(small_store, code):
+    rows = rows_of(code)
+    for name in ("open", "high", "low", "close"):
+        same(read_field(small_store, code, name), rows[name] * rows["factor"])
+    same(read_field(small_store, code, "volume"), rows["volume"] / rows["factor"])
+    same(read_field(small_store, code, "amount"), rows["amount"])
+    same(read_field(small_store, code, "turnover"), rows["turnover"])
+    same(read_field(small_store, code, "vwap"), (rows["high"] + rows["low"] + rows["close"]) / 3 * rows["factor"])
+    close = rows["close"] * rows["factor"]
+    np.testing.assert_allclose(read_field(small_store, code, "change"), close / close.shift() - 1, atol=1e-7)
+
+
+def test_suspended_days_are_nan_and_states_are_carried(small_store):
+    code = "SZ300001"
+    rows = rows_of(code)
+    days = rows_of("SH600000").index
+    suspended = days[[12, 13, 14, 20, 21]]
+    for name in ("open", "high", "low", "close", "vwap", "volume", "amount", "turnover", "change"):
+        stored = read_field(small_store, code, name)
+        assert list(stored.index) == list(days)
+        assert stored[suspended].isna().all(), name
+        assert stored.drop(suspended).isna().sum() == (name == "change"), name
+    close = (rows["close"] * rows["factor"])[rows["volume"] > 0]
+    change = read_field(small_store, code, "change")
+    assert change[days[15]] == pytest.approx(close[days[15]] / close[days[11]] - 1, abs=1e-6)
+    assert change[days[22]] == pytest.approx(close[days[22]] / close[days[19]] - 1, abs=1e-6)
+    for name in ("factor", "is_st"):
+        assert read_field(small_store, code, name).notna().all()
+    assert read_field(small_store, code, "factor")[days[20]] == np.float32(4.8)
+    cap = read_field(small_store, code, "float_cap")
+    assert cap[days[13]] == pytest.approx(rows["close"][days[11]] * 800, rel=1e-6)
+    assert cap[days[21]] == pytest.approx(rows["close"][days[19]] * 800, rel=1e-6)
+    assert read_field(small_store, code, "csi300_weight")[days[20]] > 0
+
+
+def test_status_and_unknown(small_store):
+    days = rows_of("SH600000").index
+    first = read_field(small_store, "SH600000", "is_st")
+    assert first[days[5]] == 1 and first.drop(days[5]).eq(0).all()
+    assert read_field(small_store, "SZ000001", "is_st")[days[25] :].isna().all()
+    assert np.isnan(read_field(small_store, "SZ000001", "amount")[days[7]])
+
+
+def test_float_shares_count_from_the_day_after_and_bfill_is_unknown(small_store):
+    first = read_field(small_store, "SH600000", "float_shares")
+    assert (first[:"2020-01-31"] == 1000).all() and (first["2020-02-03":] == 1100).all()
+    late = read_field(small_store, "SZ300001", "float_shares")
+    assert late[:"2020-01-15"].isna().all() and (late["2020-01-16":] == 800).all()
+    assert read_field(small_store, "SH688001", "float_shares").isna().all()
+    raw = rows_of("SH600000")["close"]
+    same(read_field(small_store, "SH600000", "float_cap"), raw * np.where(raw.index <= "2020-01-31", 1000, 1100))
+
+
+def test_industry_is_point_in_time(small_store):
+    days = rows_of("SH600000").index
+    assert (read_field(small_store, "SH600000", "industry") == 48).all()
+    moved = read_field(small_store, "SZ000001", "industry")
+    assert (moved[: days[9]] == 43).all() and (moved[days[10] :] == 49).all()
+    ended = read_field(small_store, "SZ300001", "industry")
+    assert (ended[: days[3]] == 27).all() and ended[days[4] :].isna().all()
+    assert read_field(small_store, "SH688001", "industry").isna().all()
+    assert read_metadata(small_store)["industry_codes"]["49"] == {"code": "49", "name": "finance"}
+
+
+def test_other_industry_codes_are_numbered_by_first_start(tables, tmp_path):
+    tables["industry"] = tables["industry"].replace({"l1_code": {"48": "B", "43": "P", "49": "F", "27": "07"}})
+    store = ingest(tables, tmp_path / "store", index_names=("csi300",))
+    codes = {entry["code"]: int(number) for number, entry in read_metadata(store)["industry_codes"].items()}
+    assert codes == {"07": 10_000_000, "B": 10_000_001, "P": 10_000_002, "F": 10_000_003}
+    assert read_field(store, "SZ000001", "industry").iloc[-1] == 10_000_003
+
+
+def test_vwap_by_amount(tables, tmp_path):
+    store = ingest(tables, tmp_path / "store", vwap="amount", index_names=("csi300",))
+    rows = rows_of("SZ000001")
+    same(read_field(store, "SZ000001", "vwap"), rows["amount"] / rows["volume"] * rows["factor"])
+    metadata = read_metadata(store)
+    assert metadata["vwap"] == "amount" and metadata["counts"]["vwap_unknown_cells"] == 1
+    assert metadata["counts"]["vwap_outside_low_high"] == 0
+    tables["bars"].loc[[3, 4], "amount"] *= [1.021, 0.97]  # 1.022 x close above high, 0.971 x close below low
+    other = ingest(tables, tmp_path / "other", vwap="amount", index_names=("csi300",))
+    assert read_metadata(other)["counts"]["vwap_outside_low_high"] == 2
+
+
+def test_indices_and_calendar(small_store):
+    days = (small_store / "calendars" / "day.txt").read_text().split()
+    assert days[0] == "2019-12-19" and len(days) == 55 and days == sorted(days)
+    frame = make_tables()["index_bars"].query("instrument == 'SH000300'").set_index("date")
+    for name in ("open", "high", "low", "close", "volume"):
+        same(read_field(small_store, "SH000300", name), frame[name])
+    assert (read_field(small_store, "SH000300", "factor") == 1).all()
+    same(read_field(small_store, "SH000300", "vwap"), (frame["high"] + frame["low"] + frame["close"]) / 3)
+    assert not (small_store / "features" / "sh000300" / "amount.day.bin").exists()
+
+
+def test_instruments_files(small_store):
+    read = lambda name: (small_store / "instruments" / f"{name}.txt").read_text().splitlines()  # noqa: E731
+    days = rows_of("SH600000").index.strftime("%Y-%m-%d")
+    assert read("all") == [f"{code}\t{days[10 if code == 'SH688001' else 0]}\t{days[-1]}" for code in STOCKS]
+    assert [line.split("\t")[0] for line in read("index")] == ["SH000300", "SH000852"]
+    assert read("csi300")[:2] == ["SH600000\t2019-01-01\t2020-12-31", f"SZ000001\t2019-01-01\t{days[29]}"]
+    assert read("csi300")[2:] == [f"SZ300001\t{days[18]}\t2020-12-31"]
+    assert read("csi500")[1:] == [f"SZ000001\t{days[5]}\t{days[8]}", f"SZ000001\t{days[30]}\t2020-12-31"]
+    counts = read_metadata(small_store)["counts"]["membership"]["csi300"]
+    assert counts["spans_without_bars"] == 1 and counts["codes_without_bars"] == 1
+
+
+def test_touching_spans_are_merged_and_counted(tables, tmp_path):
+    extra = pd.DataFrame({"instrument": "SZ000001", "index": "csi300", "start": pd.to_datetime(["2020-01-05", "2020-12-01"]),
+                          "end": pd.to_datetime(["2020-11-30", "2020-12-31"])})  # fmt: skip
+    tables["membership"] = pd.concat([tables["membership"], extra])
+    store = ingest(tables, tmp_path / "store")
+    assert "SZ000001\t2019-01-01\t2020-12-31" in (store / "instruments" / "csi300.txt").read_text()
+    counts = read_metadata(store)["counts"]
+    assert counts["membership"]["csi300"]["spans_merged"] == 2 and counts["indices_without_members"] == ["csi1000"]
+    assert not (store / "instruments" / "csi1000.txt").exists()
+
+
+def test_metadata(small_store):
+    metadata = json.loads((small_store / "qlib_ext_store.json").read_text())
+    files = {path.name.split(".")[0] for path in (small_store / "features" / "sz000001").iterdir()}
+    assert files == set(metadata["fields"]) and metadata["generated"] is False and metadata["format"] == 1
+    assert metadata["fields"]["amount"]["unit"] == "CNY" and metadata["fields"]["close"]["adjusted"] is True
+    assert metadata["spans"]["calendar"] == ["2019-12-19", "2020-03-04", 55]
+    assert metadata["counts"]["float_shares_look_ahead_rows_left_out"] == 2
+    assert metadata["counts"]["float_shares_monthly_codes_without_bars"] == 1
+    assert check_store(small_store) == small_store
+
+
+def test_same_tables_same_fingerprint(tables, small_store, tmp_path):
+    shuffled = {name: frame.copy() for name, frame in tables.items()}
+    shuffled["bars"] = shuffled["bars"].sort_values(["date", "instrument"])  # date-major: the same rows
+    shuffled["bars"]["instrument"] = shuffled["bars"]["instrument"].astype("category")
+    again = ingest(shuffled, tmp_path / "again", index_names=("csi300", "csi500"))
+    assert fingerprint(again) == fingerprint(small_store)
+    tables["bars"].loc[30, "close"] *= 1.0001
+    assert fingerprint(ingest(tables, tmp_path / "other", index_names=("csi300", "csi500"))) != fingerprint(small_store)
+
+
+def test_folder_of_parquet_or_csv_equals_frames(tables, small_store, tmp_path):
+    for name, frame in tables.items():
+        if name in ("bars", "industry", "membership"):
+            frame.to_csv(tmp_path / f"{name}.csv", index=False)
+        else:
+            frame.to_parquet(tmp_path / f"{name}.parquet")
+    store = ingest(tmp_path, tmp_path / "store", index_names=("csi300", "csi500"))
+    for file in small_store.rglob("*.bin"):
+        other = store / file.relative_to(small_store)
+        np.testing.assert_allclose(np.fromfile(other, "<f4"), np.fromfile(file, "<f4"), rtol=1e-6)
+    assert read_metadata(store)["counts"] == read_metadata(small_store)["counts"]
+
+
+def test_optional_tables_and_columns_may_be_absent(tables, tmp_path):
+    needed = {name: tables[name] for name in ("bars", "index_bars", "membership")}
+    needed["bars"] = needed["bars"].drop(columns=["amount", "turnover", "is_st"])
+    store = ingest(needed, tmp_path / "store")
+    fields = read_metadata(store)["fields"]
+    assert not {"amount", "turnover", "is_st", "industry", "float_cap"} & set(fields)
+    weights = read_field(store, "SH600000", "csi300_weight")
+    days = rows_of("SH600000").index
+    assert weights[days[0]] == 0.5 and weights[days[20]] == np.float32(1 / 3) and weights[days[30]] == 0.5
+    assert {span["source"] for span in read_metadata(store)["weights"]["csi300"]["spans"]} == {"equal"}
