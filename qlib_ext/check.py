@@ -1,7 +1,7 @@
 """`python -m qlib_ext check WORKFLOW.yaml ...`: find everything wrong with a workflow before anything long starts.
 
-The file is read as `qrun` reads it, every class is looked up, every keyword held against the constructors, fields, universes, dates
-and paths against the store. Nothing is loaded, trained or tracked, and Qlib is not initialised. All faults are listed at once.
+The file is read as `qrun` reads it, every class is looked up, every keyword held against the constructors, fields, universes,
+dates and paths against the store. Nothing is loaded, trained or tracked, and Qlib is not initialised. All faults are listed at once.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ PLACEHOLDERS = ("<MODEL>", "<DATASET>", "<PRED>")
 PATH_KEYS = ("checkpoint", "path")
 INJECTED = {"record": {"recorder", "model", "dataset"}}
 PROCESSOR_KEYS = {"infer_processors", "learn_processors", "shared_processors"}
+NOT_BUILT = ("record", "dataset", "handler", "strategy", "executor")
 FIT_SPAN = {"fit_start_time", "fit_end_time"}
 
 
@@ -83,9 +84,11 @@ class _Checker:
             self.add("qlib_init", "missing", "give provider_uri, region and exp_manager")
         else:
             from qlib.config import MODE_CONF, _default_config
-            known = {*_default_config, *MODE_CONF["client"], "region", "default_conf", "skip_if_reg", "clear_mem_cache", "custom_ops"}
+            known = {*_default_config, *MODE_CONF["client"], "region", "default_conf", "skip_if_reg", "clear_mem_cache",
+                     "custom_ops"}
             for name in sorted(set(options) - known):
-                self.add(f"qlib_init.{name}", f"Qlib does not know {name!r}{did_you_mean(name, known)} and ignores it", "correct the name")
+                self.add(f"qlib_init.{name}", f"Qlib does not know {name!r}{did_you_mean(name, known)} and ignores it",
+                         "correct the name")
         if not isinstance(task, dict):
             self.add("task", "missing", "give model, dataset and record")
             return
@@ -108,7 +111,8 @@ class _Checker:
                     self.add(where, f"the environment variable {variable} is not set", f"set {variable}")
             elif isinstance(value, str):
                 if re.fullmatch(r"<[A-Z_]+>", value) and value not in PLACEHOLDERS:
-                    self.add(where, f"unknown placeholder {value}{did_you_mean(value, PLACEHOLDERS)}", f"Qlib fills {', '.join(PLACEHOLDERS)}")
+                    self.add(where, f"unknown placeholder {value}{did_you_mean(value, PLACEHOLDERS)}",
+                             f"Qlib fills {', '.join(PLACEHOLDERS)}")
                 elif key in PATH_KEYS and where.startswith("task.") and not Path(value).expanduser().exists():
                     self.add(where, f"there is no file {value}", "correct the path")
 
@@ -126,7 +130,8 @@ class _Checker:
         elif str(uri).startswith("sqlite:///") and manager.get("class") == "MLflowExpManager":
             folder = Path(str(uri)[len("sqlite:///"):]).parent
             if not folder.is_dir():
-                self.add(place, f"folder {folder} of the tracking database does not exist (sqlite neither makes it nor knows '~')",
+                self.add(place,
+                         f"folder {folder} of the tracking database does not exist (sqlite neither makes it nor knows '~')",
                          "make it, or use qlib_ext.tracking.SqliteExpManager")
 
     def _open_store(self) -> None:
@@ -157,7 +162,8 @@ class _Checker:
             return
         except Exception as error:
             self.broken.add(node.where)
-            self.add(node.where, f"importing {node.entry['class']!r} failed ({type(error).__name__}: {error})", "repair what it needs")
+            self.add(node.where, f"importing {node.entry['class']!r} failed ({type(error).__name__}: {error})",
+                     "repair what it needs")
             return
         self.classes[node.where] = found
         if node.entry.get("kwargs") is not None and not isinstance(node.entry["kwargs"], dict):
@@ -194,7 +200,8 @@ class _Checker:
         for name in {"strategy", "backtest"} - set(config):
             self.add(place, f"{name!r} is missing", "give strategy and backtest")
         options = config.get("backtest") or {}
-        self._keywords(f"{place}.backtest", backtest, keywords(backtest), options, {"strategy", "executor", "start_time", "end_time"})
+        self._keywords(f"{place}.backtest", backtest, keywords(backtest), options,
+                       {"strategy", "executor", "start_time", "end_time"})
         taken = Keywords(keywords(get_exchange).names | keywords(Exchange).names, set(), False)
         self._keywords(f"{place}.backtest.exchange_kwargs", Exchange, taken, options.get("exchange_kwargs") or {}, set())
 
@@ -202,7 +209,7 @@ class _Checker:
     def _is_built_here(node: Node, found) -> bool:
         """Our constructors validate; datasets load and trackers write, so they are not called."""
         ours = getattr(found, "__module__", "").startswith("qlib_ext.")
-        return ours and node.where.startswith("task.") and node.role not in ("record", "dataset", "handler", "strategy", "executor")
+        return ours and node.where.startswith("task.") and node.role not in NOT_BUILT
 
     def _build(self, node: Node, found):
         import copy
@@ -214,7 +221,8 @@ class _Checker:
         except Exception as error:
             text, _, advice = str(error).partition("; ")
             self.broken.add(node.where)
-            self.add(f"{node.where}.kwargs", f"{_name(found)} refuses this ({type(error).__name__}: {text})", advice or "correct the value")
+            self.add(f"{node.where}.kwargs", f"{_name(found)} refuses this ({type(error).__name__}: {text})",
+                     advice or "correct the value")
             return None
 
     # ---- store ----------------------------------------------------------------------------------------------------------
@@ -234,7 +242,8 @@ class _Checker:
                 data.check_fit_span(self.add, f"{node.where}.kwargs", node.kwargs, segments)
             config = node.kwargs.get("config")
             if _is_record(self.classes.get(node.where)) and isinstance(config, dict) and isinstance(config.get("backtest"), dict):
-                data.check_backtest(self.add, f"{node.where}.kwargs.config.backtest", config["backtest"], self.store, segments, codes)
+                data.check_backtest(self.add, f"{node.where}.kwargs.config.backtest", config["backtest"], self.store, segments,
+                                    codes)
         self._embargo(handler, dataset, segments, place)
 
     def _handler(self, place: str):
@@ -242,7 +251,8 @@ class _Checker:
         node = next((n for n in self.nodes if n.where == f"{place}.handler"), None)
         if node is None or node.where in self.broken:
             return None
-        spoilt = {where[len(node.where):].split(".")[2].split("[")[0] for where in self.broken if where.startswith(f"{node.where}.kwargs.")}
+        prefix = f"{node.where}.kwargs."
+        spoilt = {re.split(r"[.\[]", where[len(prefix):])[0] for where in self.broken if where.startswith(prefix)}
         if not spoilt <= PROCESSOR_KEYS:
             return None
         kwargs = {**node.kwargs, **{key: [] for key in spoilt}}
@@ -283,7 +293,8 @@ class _Checker:
         if trims:
             self._learn_processors(handler, f"{place}.handler.kwargs.learn_processors")
             if getattr(handler, "drop_raw", False) and not isinstance(handler, KeepsRawLabel):
-                self.add(f"{place}.handler.kwargs.drop_raw", f"{_name(type(handler))} drops its raw labels too, and evaluation needs them",
+                self.add(f"{place}.handler.kwargs.drop_raw",
+                         f"{_name(type(handler))} drops its raw labels too, and evaluation needs them",
                          "use the handlers of qlib_ext.data.handler, or drop_raw: false")
         expressions = label_expressions(handler)
         try:
@@ -292,14 +303,16 @@ class _Checker:
             self.add(f"{place}.handler.kwargs.label", str(error), "correct the expression")
             return
         if not expressions and trims and dataset.get("embargo", "auto") == "auto":
-            self.add(f"{place}.embargo", "the label's look ahead cannot be read from this handler", "give the number of trading days")
+            self.add(f"{place}.embargo", "the label's look ahead cannot be read from this handler",
+                     "give the number of trading days")
         check_embargo(self.add, place, segments, ahead, self.store, trims, dataset.get("embargo", "auto"))
 
     def _learn_processors(self, handler, where: str) -> None:
         for number, processor in enumerate(getattr(handler, "learn_processors", [])):
             group = getattr(processor, "fields_group", None)
             if group != "label":
-                self.add(f"{where}[{number}]", f"{type(processor).__name__} (fields_group {group!r}) touches features, which must be the "
+                self.add(f"{where}[{number}]",
+                         f"{type(processor).__name__} (fields_group {group!r}) touches features, which must be the "
                          "same in training and inference", "give it fields_group: label, or move it to infer_processors")
 
 
@@ -318,7 +331,8 @@ def _library_names(found) -> set:
         return set()
     try:
         from lightgbm.basic import _ConfigAliases
-        return set(_ConfigAliases._get_all_param_aliases()) | {a for names in _ConfigAliases._get_all_param_aliases().values() for a in names}
+        aliases = _ConfigAliases._get_all_param_aliases()
+        return set(aliases) | {alias for names in aliases.values() for alias in names}
     except (ImportError, AttributeError):
         return set()
 
@@ -347,7 +361,8 @@ def _no_loading():
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; 0 when every workflow (or store) is fine, 1 otherwise."""
-    parser = argparse.ArgumentParser(prog="python -m qlib_ext check", description="Find everything wrong with workflows before they run.")
+    parser = argparse.ArgumentParser(prog="python -m qlib_ext check",
+                                     description="Find everything wrong with workflows before they run.")
     parser.add_argument("workflow", nargs="*", help="workflow YAML files")
     parser.add_argument("--store", help="check only whether this folder is a Qlib store")
     options = parser.parse_args(arguments)

@@ -35,7 +35,8 @@ class StoreView:
 
     def spans(self, universe: str) -> pd.DataFrame:
         """Members of a universe: columns code, start, end."""
-        table = pd.read_csv(self.path / "instruments" / f"{universe.lower()}.txt", sep="\t", header=None, usecols=[0, 1, 2], dtype=str,
+        table = pd.read_csv(self.path / "instruments" / f"{universe.lower()}.txt", sep="\t", header=None, usecols=[0, 1, 2],
+                            dtype=str,
                             names=["code", "start", "end"], keep_default_na=False)
         for column in ("start", "end"):
             table[column] = pd.to_datetime(table[column])
@@ -119,7 +120,8 @@ def check_universe(add, where: str, universe, store: StoreView, segments: dict) 
     if isinstance(universe, (list, tuple)):
         absent = [str(code) for code in universe if not store.has_bars(code)]
         if absent:
-            add(where, f"no bars of {absent[:5]}{' and others' if len(absent) > 5 else ''} in the store", "name instruments the store has")
+            add(where, f"no bars of {absent[:5]}{' and others' if len(absent) > 5 else ''} in the store",
+                "name instruments the store has")
         return
     if universe is None:
         return
@@ -152,10 +154,12 @@ def read_segments(add, where: str, segments, store: StoreView) -> dict[str, tupl
             continue
         first, last = store.positions((start, end))
         if start > end or first > last:
-            add(place, f"empty: no trading day from {start} to {end}", f"the store's calendar runs from {calendar[0]} to {calendar[-1]}")
+            add(place, f"empty: no trading day from {start} to {end}",
+                f"the store's calendar runs from {calendar[0]} to {calendar[-1]}")
             continue
         if start < calendar[0] - SLACK or end > calendar[-1] + SLACK:
-            add(place, f"{start} to {end} leaves the store's calendar ({calendar[0]} to {calendar[-1]})", "change the dates or the store")
+            add(place, f"{start} to {end} leaves the store's calendar ({calendar[0]} to {calendar[-1]})",
+                "change the dates or the store")
         good[name] = (start, end)
     return good
 
@@ -171,18 +175,22 @@ def check_embargo(add, where: str, segments: dict, ahead: int, store: StoreView,
         if not isinstance(embargo, int) or isinstance(embargo, bool):
             add(f"{where}.embargo", f"{embargo!r} is no number of trading days", "write auto, or a whole number")
         elif embargo < ahead:
-            add(f"{where}.embargo", f"{embargo} trading days, but the label looks {ahead} ahead: a leak", f"write auto, or at least {ahead}")
+            add(f"{where}.embargo", f"{embargo} trading days, but the label looks {ahead} ahead: a leak",
+                f"write auto, or at least {ahead}")
         else:
             ahead = embargo
     for (name, (first, last)), (following, (start, _)) in zip(ordered, ordered[1:]):
         if last >= start:
-            add(f"{where}.segments", f"{name!r} and {following!r} overlap from {store.calendar[start]}", "give every day to one segment")
+            add(f"{where}.segments", f"{name!r} and {following!r} overlap from {store.calendar[start]}",
+                "give every day to one segment")
         elif not trims and start - last <= ahead:
             latest = store.calendar[max(start - 1 - ahead, 0)]
-            add(f"{where}.segments.{name}", f"no embargo: labels look {ahead} trading days ahead, {following!r} begins {start - last} after "
+            add(f"{where}.segments.{name}",
+                f"no embargo: labels look {ahead} trading days ahead, {following!r} begins {start - last} after "
                 f"its end, and this dataset does not trim", f"end it on {latest} or before, or use PanelDatasetH")
         elif trims and name in FITTED and start - 1 - ahead < first:
-            add(f"{where}.segments.{name}", f"{last - first + 1} trading days, the embargo of {ahead} leaves none", "make it longer")
+            add(f"{where}.segments.{name}", f"{last - first + 1} trading days, the embargo of {ahead} leaves none",
+                "make it longer")
     for name in FITTED:
         if name in positions:
             _check_reach(add, f"{where}.segments.{name}", positions, name, ahead, store.calendar, trims)
@@ -195,7 +203,8 @@ def _check_reach(add, where: str, positions: dict, name: str, ahead: int, calend
         last = min(last, min(starts) - 1 - ahead)
     if last + ahead >= len(calendar):
         latest = calendar[max(len(calendar) - 1 - ahead, 0)]
-        add(where, f"labels look {ahead} trading days past {calendar[last]}, the data end on {calendar[-1]}", f"end it on {latest} or before")
+        add(where, f"labels look {ahead} trading days past {calendar[last]}, the data end on {calendar[-1]}",
+            f"end it on {latest} or before")
 
 
 def check_handler_dates(add, where: str, kwargs: dict, segments: dict) -> None:
@@ -223,7 +232,8 @@ def check_fit_span(add, where: str, kwargs: dict, segments: dict) -> None:
         return
     later = [pair[0] for name, pair in segments.items() if name != "train" and pair[0] > segments["train"][0]]
     if later and end >= min(later):
-        add(f"{where}.fit_end_time", f"{end} lies in a segment after train (it begins {min(later)}): a leak", "end the fit with train")
+        add(f"{where}.fit_end_time", f"{end} lies in a segment after train (it begins {min(later)}): a leak",
+            "end the fit with train")
 
 
 def check_backtest(add, where: str, backtest: dict, store: StoreView, segments: dict, codes: list[str]) -> None:
@@ -237,7 +247,8 @@ def check_backtest(add, where: str, backtest: dict, store: StoreView, segments: 
     if start is not None and end is not None and start > end:
         add(where, f"from {start} to {end}: nothing to trade", "swap the dates")
     elif end is not None and (end >= calendar[-1] or (start is not None and start < calendar[0] - SLACK)):
-        add(where, f"{start} to {end} does not fit the calendar ({calendar[0]} to {calendar[-1]}; Qlib needs one more day after the last)",
+        add(where,
+            f"{start} to {end} does not fit the calendar ({calendar[0]} to {calendar[-1]}; Qlib needs a day more after the last)",
             f"end it on {calendar[-2]} or before")
     test = segments.get("test")
     if test and ((start is not None and start < test[0] - SLACK) or (end is not None and end > test[1] + SLACK)):

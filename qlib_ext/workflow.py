@@ -24,7 +24,8 @@ from qlib_ext.signatures import did_you_mean
 RECORDS = "qlib.workflow.record_temp"
 PROCESSORS = "qlib.data.dataset.processor"
 LOADERS = "qlib.data.dataset.loader"
-_DEFAULT_MODULE = {"record": RECORDS, "infer_processors": PROCESSORS, "learn_processors": PROCESSORS, "shared_processors": PROCESSORS,
+_DEFAULT_MODULE = {"record": RECORDS, "infer_processors": PROCESSORS, "learn_processors": PROCESSORS,
+                   "shared_processors": PROCESSORS,
                    "inst_processors": PROCESSORS, "data_loader": LOADERS}
 
 
@@ -53,7 +54,7 @@ class Node:
         try:
             module = get_module_by_module_path(path)
         except ImportError as error:
-            raise ConfigError(f"module {path!r} cannot be imported ({error}); correct module_path or install what it needs") from error
+            raise ConfigError(f"module {path!r} cannot be imported ({error}); correct module_path or install it") from error
         if not hasattr(module, short):
             raise ConfigError(f"module {path!r} has no {short!r}{did_you_mean(short, dir(module))}; correct class or module_path")
         return getattr(module, short)
@@ -81,7 +82,8 @@ def load_workflow(path: str | Path) -> dict:
     for candidate in (Path(base), path.absolute().parent / base):
         if candidate.exists():
             return update_config(_parse(candidate.read_text(), candidate), config)
-    raise ConfigError(f"{path}: base file {base!r} exists neither in the current folder nor beside the workflow; correct BASE_CONFIG_PATH")
+    raise ConfigError(f"{path}: base file {base!r} is neither in the current folder nor beside the workflow; "
+                      "correct BASE_CONFIG_PATH")
 
 
 def _parse(text: str, path: Path) -> dict:

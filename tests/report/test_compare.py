@@ -1,0 +1,172 @@
+"""Comparison of runs: identical pairs in every row, hand-computed portfolio figures, and what is refused."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from qlib_ext.errors import DataError
+from qlib_ext.report import compare as module
+from qlib_ext.report.compare import Run, common_pairs, compare, format_table, portfolio_figures
+
+DAYS = pd.bdate_range("2023-01-02", periods=6)
+STOCKS = [f"SH6000{i:02d}" for i in range(12)]
+INDEX = pd.MultiIndex.from_product([DAYS, STOCKS], names=["datetime", "instrument"])
+
+
+def make_run(name: str, seed: int, index=INDEX, label=None) -> Run:
+    generator = np.random.default_rng(seed)
+    score = pd.Series(generator.normal(size=len(INDEX)), INDEX).reindex(index)
+    return Run(name, score, (LABEL if label is None else label).reindex(index))
+
+
+LABEL = pd.Series(np.random.default_rng(0).normal(0, 0.02, len(INDEX)), INDEX)
+
+
+def test_rows_rest_on_the_identical_set_of_day_stock_label():
+    a, b, c = make_run("a", 1), make_run("b", 2, INDEX.drop([(DAYS[0], STOCKS[0])])), make_run("c", 3)
+    c.score.iloc[5] = np.nan
+    c.label.iloc[7] = np.nan
+    table, dropped = common_pairs([a, b, c])
+    expected = INDEX.drop([INDEX[0], INDEX[5], INDEX[7]])
+    assert table.index.equals(expected)
+    assert np.isfinite(table).all().all()
+    assert list(table.columns) == ["label", "a", "b", "c"]
+    pd.testing.assert_series_equal(table["label"], LABEL.reindex(expected), check_names=False)
+    for run in (a, b, c):
+        pd.testing.assert_series_equal(table[run.name], run.score.reindex(expected), check_names=False)
+    assert dropped == {"a": 3, "b": 2, "c": 1}
+
+
+def test_a_missing_stock_in_one_run_shrinks_all_rows():
+    short = INDEX[INDEX.get_level_values("instrument") != STOCKS[3]]
+    full = compare([make_run("a", 1), make_run("b", 2)], min_pairs=2)
+    less = compare([make_run("a", 1), make_run("b", 2, short)], min_pairs=2)
+    assert full["pairs"].tolist() == [72, 72] and less["pairs"].tolist() == [66, 66]
+    alone = compare([make_run("a", 1, short)], min_pairs=2)
+    assert less.loc["a", "IC"] == alone.loc["a", "IC"] != full.loc["a", "IC"]
+    assert less["dropped"].tolist() == [6, 0]
+
+
+def test_row_order_and_level_order_do_not_matter():
+    a = make_run("a", 1)
+    shuffled = Run("b", a.score.sample(frac=1, random_state=0), a.label.sample(frac=1, random_state=1))
+    table = compare([a, shuffled], min_pairs=2)
+    assert table.loc["a", "IC"] == pytest.approx(table.loc["b", "IC"], abs=1e-15)
+
+
+def test_signal_figures_are_those_of_pandas():
+    run = make_run("a", 1)
+    row = compare([run], min_pairs=2).loc["a"]
+    frame = pd.DataFrame({"score": run.score, "label": run.label})
+    for name, method in (("IC", "pearson"), ("RankIC", "spearman")):
+        daily = frame.groupby(level="datetime").apply(lambda day: day["score"].corr(day["label"], method=method))
+        assert row[name] == pytest.approx(daily.mean(), abs=1e-12)
+        assert row[name.replace("IC", "ICIR")] == pytest.approx(daily.mean() / daily.std(), abs=1e-10)
+    assert row["days"] == 6
+
+
+def test_universe_keeps_members_of_the_day_only():
+    members = pd.DataFrame({"code": [STOCKS[0], STOCKS[1], STOCKS[1]], "start": [DAYS[0], DAYS[0], DAYS[4]],
+                            "end": [DAYS[5], DAYS[1], DAYS[4]]})
+    table, _ = common_pairs([make_run("a", 1)], members)
+    assert len(table) == 6 + 2 + 1
+    assert (DAYS[2], STOCKS[1]) not in table.index and (DAYS[4], STOCKS[1]) in table.index
+
+
+def test_other_raw_labels_are_refused_with_the_largest_difference():
+    other = LABEL.copy()
+    other.iloc[10] += 0.01
+    with pytest.raises(DataError, match=rf"'a' and 'b' differ by up to 0.01 \({STOCKS[10]} on 2023-01-02\)"):
+        compare([make_run("a", 1), make_run("b", 2, label=other)])
+
+
+def test_rounding_of_labels_is_no_difference():
+    compare([make_run("a", 1), make_run("b", 2, label=LABEL.astype(np.float32))])
+
+
+def test_nothing_in_common_and_repeated_pairs_are_refused():
+    with pytest.raises(DataError, match="no .day, stock. is common"):
+        compare([make_run("a", 1, INDEX[:12]), make_run("b", 2, INDEX[12:])])
+    twice = make_run("a", 1)
+    twice.score = pd.concat([twice.score, twice.score.iloc[:1]])
+    with pytest.raises(DataError, match="occurs twice"):
+        compare([twice])
+
+
+def report(returns, bench, cost=0.0, turnover=0.1):
+    return pd.DataFrame({"return": returns, "bench": bench, "cost": cost, "turnover": turnover}, index=DAYS[:len(returns)])
+
+
+def test_portfolio_figures_by_hand():
+    figures = portfolio_figures(report([0.10, -0.05, 0.02], [0.0, 0.0, 0.0], cost=[0.0, 0.01, 0.0]))
+    wealth = np.array([1.10, 1.10 * 0.94, 1.10 * 0.94 * 1.02])
+    assert figures["excess a year"] == pytest.approx(wealth[-1] ** (252 / 3) - 1)
+    assert figures["drawdown"] == pytest.approx(0.94 - 1)
+    excess = np.array([0.10, -0.06, 0.02])
+    assert figures["IR"] == pytest.approx(excess.mean() / excess.std(ddof=1) * np.sqrt(252))
+    assert figures["turnover"] == pytest.approx(0.1)
+
+
+def test_a_fall_on_the_first_day_is_a_drawdown():
+    assert portfolio_figures(report([-0.2, 0.1], [0.0, 0.0]))["drawdown"] == pytest.approx(-0.2)
+
+
+def test_portfolios_are_compared_on_common_days():
+    a, b = make_run("a", 1), make_run("b", 2)
+    a.report, b.report = report([0.01] * 6, [0.0] * 6), report([0.01] * 3, [0.0] * 3)
+    table = compare([a, b], min_pairs=2)
+    assert table.loc["a", "excess a year"] == table.loc["b", "excess a year"]
+    assert "-" in format_table(compare([make_run("a", 1)], min_pairs=2))
+
+
+@pytest.fixture(scope="module")
+def tracked(tmp_path_factory):
+    """A tracking database with two finished runs of one experiment, one of another, and an unfinished one."""
+    from mlflow.tracking import MlflowClient
+
+    tmp_path = tmp_path_factory.mktemp("tracking")
+    uri = f"sqlite:///{tmp_path}/tracking.db"
+    client = MlflowClient(tracking_uri=uri)
+    identifiers = []
+    wanted = [("master", "FINISHED"), ("master", "FINISHED"), ("gru", "FINISHED"), ("gru", "FAILED")]
+    places = {name: client.create_experiment(name, artifact_location=str(tmp_path / "artifacts" / name)) for name in ("master",
+                                                                                                                      "gru")}
+    for number, (experiment, status) in enumerate(wanted):
+        place = places[experiment]
+        run = client.create_run(place, start_time=1_700_000_000_000 + number)
+        folder = tmp_path / "frames"
+        folder.mkdir(exist_ok=True)
+        frames = make_run("x", number)
+        frames.score.to_frame("score").to_pickle(folder / "pred.pkl")
+        frames.label.to_frame("LABEL0").to_pickle(folder / "label.pkl")
+        client.log_artifacts(run.info.run_id, str(folder))
+        client.set_terminated(run.info.run_id, status)
+        identifiers.append(run.info.run_id)
+    return uri, identifiers
+
+
+def test_command_line_picks_runs_and_prints_where_they_lie(tracked, tmp_path, capsys):
+    uri, identifiers = tracked
+    assert module.main(["--uri", uri, "--min-pairs", "2", "--csv", str(tmp_path / "table.csv")]) == 0
+    out = capsys.readouterr().out
+    assert identifiers[1] in out and identifiers[2] in out and identifiers[0] not in out and identifiers[3] not in out
+    assert "same 72 pairs" in out and f"{uri[len('sqlite:///'):-len('tracking.db')]}artifacts" in out
+    assert pd.read_csv(tmp_path / "table.csv", index_col="run")["pairs"].tolist() == [72, 72]
+
+    assert module.main(["--uri", uri, "--min-pairs", "2", "--experiment", "master"]) == 0
+    out = capsys.readouterr().out
+    assert f"master {identifiers[0][:8]}" in out and f"master {identifiers[1][:8]}" in out
+
+    assert module.main(["--uri", uri, "--min-pairs", "2", identifiers[0], "gru"]) == 0
+    assert identifiers[0] in capsys.readouterr().out
+
+    assert module.main(["--uri", uri, "--min-pairs", "2", "--last"]) == 0
+    assert identifiers[2] in capsys.readouterr().out
+
+
+def test_command_line_says_what_is_missing(tracked, tmp_path, capsys):
+    uri, _ = tracked
+    assert module.main(["--uri", uri, "mastr"]) == 1
+    assert "no experiment 'mastr'" in capsys.readouterr().err
+    assert module.main(["--uri", f"sqlite:///{tmp_path}/none.db"]) == 1
+    assert "there is no tracking database" in capsys.readouterr().err and not (tmp_path / "none.db").exists()
