@@ -48,10 +48,7 @@ def _zscore_column(column: np.ndarray, day: np.ndarray, days: int, used: np.ndar
         shift = np.bincount(group, rest, days) / count
         rest -= shift[group]
         std = np.sqrt(np.bincount(group, rest * rest, days) / (count - 1))
-    first = np.full(days, np.nan)
-    first[group[::-1]] = value[::-1]
-    varied = np.bincount(group, value != first[group], days) > 0
-    std[~varied | ~(std > 0)] = np.nan
+    std[~(std > 0)] = np.nan  # the second centring is exact for equal values, so that their std is 0 and not a rounding error
     return (column - (mean + shift)[day]) / std[day]
 
 

@@ -71,10 +71,7 @@ def _standardise(values: np.ndarray, day: np.ndarray, days: int, count: np.ndarr
         centred = values - (np.bincount(day, values, days) / count)[day]
         centred -= (np.bincount(day, centred, days) / count)[day]
         deviation = np.sqrt(np.bincount(day, centred * centred, days) / count)
-        low, high = np.full(days, np.inf), np.full(days, -np.inf)
-        np.minimum.at(low, day, values)
-        np.maximum.at(high, day, values)
-        deviation[~(high > low)] = np.nan
+        deviation[~(deviation > 0)] = np.nan  # the second centring is exact for equal values: 0, not a rounding error
         return centred / deviation[day]
 
 

@@ -56,6 +56,10 @@ def test_few_pairs_and_constants_are_nan():
         assert np.isnan(function([0.1] * 7, np.arange(7))) and np.isnan(function(np.arange(7), [0.1] * 7))
         assert np.isfinite(function(np.arange(5), [1, 0, 3, 2, 5]))
         assert np.isnan(function(np.arange(5), [1, 0, 3, 2, 5], min_count=6))
+    generator = np.random.default_rng(5)
+    for value in generator.normal(size=100) * 10.0 ** generator.integers(-8, 8, 100):
+        count = int(generator.integers(2, 2000))
+        assert np.isnan(metrics.ic(np.full(count, value), np.arange(count)))  # whatever the rounding of the mean
     assert metrics.ic([1.0, 2.0], [5.0, 1.0]) == -1.0 and metrics.rank_ic([1.0, 2.0], [5.0, 9.0], min_count=0) == 1.0
 
 
