@@ -1,7 +1,7 @@
 """`python -m qlib_ext check WORKFLOW.yaml ...`: find everything wrong with a workflow before anything long starts.
 
 The file is read as `qrun` reads it, every class is looked up, every keyword held against the constructors, fields, universes,
-dates and paths against the store. Nothing is loaded, trained or tracked, and Qlib is not initialised. All faults are listed at once.
+dates and paths against the store. Nothing is loaded, trained or tracked, Qlib is not initialised. All faults are listed at once.
 """
 
 from __future__ import annotations
@@ -289,6 +289,7 @@ class _Checker:
         from qlib_ext.data.handler import KeepsRawLabel
         trims = hasattr(self.classes.get("task.dataset"), "panel")
         if handler is None:
+            check_embargo(self.add, place, segments, 0, self.store, True, "auto")  # what the label needs is not known
             return
         if trims:
             self._learn_processors(handler, f"{place}.handler.kwargs.learn_processors")

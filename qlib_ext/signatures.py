@@ -96,17 +96,15 @@ def _use_of(constructor: Callable, variable: str) -> Optional[_Use]:
     use = _Use()
     explained: set[int] = set()
     for node in ast.walk(tree):
-        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == variable and isinstance(node.body[-1],
-                                                                                                                    ast.Raise):
+        if isinstance(node, ast.If) and _is(node.test, variable) and isinstance(node.body[-1], ast.Raise):
             explained |= {id(inner) for inner in ast.walk(node)}
         elif isinstance(node, ast.Call):
             _read_call(node, variable, constructor.__name__, use, explained)
         elif isinstance(node, ast.Subscript) and _is(node.value, variable) and isinstance(node.slice, ast.Constant):
             use.taken.add(node.slice.value)
             explained.add(id(node.value))
-        elif isinstance(node, ast.Compare) and isinstance(node.left,
-                                                          ast.Constant) and any(_is(c, variable) for c in node.comparators):
-            explained |= {id(c) for c in node.comparators}
+        elif isinstance(node, ast.Compare) and isinstance(node.left, ast.Constant):
+            explained |= {id(c) for c in node.comparators if _is(c, variable)}
     rest = [n for n in ast.walk(tree) if isinstance(n, ast.Name) and n.id == variable and id(n) not in explained]
     use.kept = bool(rest)
     return use

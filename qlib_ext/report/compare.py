@@ -1,11 +1,13 @@
 """Runs side by side, every row on the identical set of (day, stock, raw label).
 
 Signal columns come from the artefacts `pred.pkl` and `label.pkl`, portfolio columns from
-`portfolio_analysis/report_normal_1day.pkl`. Conventions: IC is the mean over days of the cross-sectional correlation, ICIR its mean
-over its standard deviation (daily, not annualised). With daily excess return e = return - cost - benchmark: excess a year is geometric, of the relative wealth
-W = prod((1 + return - cost) / (1 + benchmark)) over 252 days a year (Qlib's own report sums instead); IR = mean(e) / std(e) *
-sqrt(252); drawdown is the largest fall of W; turnover is the mean per day of (bought + sold) / account. Excess over a price index
-is flattered by the dividends that adjusted prices carry.
+`portfolio_analysis/report_normal_1day.pkl`. Conventions:
+
+- IC is the mean over days of the cross-sectional correlation, ICIR its ratio to its standard deviation (daily, not annualised).
+- With e = return - cost - benchmark of a day, IR = mean(e) / std(e) * sqrt(252).
+- Excess a year is compounded: W = prod((1 + return - cost) / (1 + benchmark)), 252 days a year (Qlib's own report sums);
+  drawdown is the largest fall of W; turnover is the mean per day of (bought + sold) / account.
+- Excess over a price index is flattered by the dividends that adjusted prices carry.
 """
 
 from __future__ import annotations
