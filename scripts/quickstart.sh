@@ -8,7 +8,7 @@ WORKFLOW="$ROOT/workflows/meta_master_csi1000.yaml"
 HOME_FOLDER="${QLIB_EXT_HOME:-${HOME:?HOME is not set; set QLIB_EXT_HOME to a folder for results}/.qlib_ext}"
 HOME_FOLDER="${HOME_FOLDER/#\~/${HOME:-}}"
 export QLIB_EXT_HOME="$(realpath -m "$HOME_FOLDER")"
-export MLFLOW_DISABLE_TELEMETRY="${MLFLOW_DISABLE_TELEMETRY:-true}" DO_NOT_TRACK="${DO_NOT_TRACK:-true}"
+export MLFLOW_DISABLE_TELEMETRY="${MLFLOW_DISABLE_TELEMETRY:-true}" MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR=false
 
 need_space "$QLIB_EXT_HOME" 2000 "the demo market with its results"
 make_environment
@@ -20,12 +20,8 @@ if [ -n "${QLIB_DATA:-}" ]; then
     say "Store: $QLIB_DATA"
 else
     export QLIB_DATA="$QLIB_EXT_HOME/demo/cn_data"
-    if "$PY" -m qlib_ext check --store "$QLIB_DATA" >/dev/null 2>&1; then
-        say "Store: the demo market $QLIB_DATA (already there)"
-    else
-        say "Store: generating the demo market $QLIB_DATA"
-        "$PY" -m qlib_ext.demo --out "$QLIB_DATA"
-    fi
+    say "Store: the demo market $QLIB_DATA"
+    "$PY" -m qlib_ext.demo --out "$QLIB_DATA" || die "the demo market could not be made (see above)."
 fi
 
 # Small sizes for a machine without a GPU; the workflow file itself carries the published ones.
@@ -39,7 +35,7 @@ for name in D_MODEL EPOCHS LR PATIENCE DROPOUT DAYS_PER_EPOCH SEED DEVICE; do
 done
 
 "$PY" -m qlib_ext check "$WORKFLOW" || die "the check above found faults; nothing was trained."
-"$VENV/bin/qrun" "$WORKFLOW"
+"$VENV/bin/qrun" "$WORKFLOW" || die "the workflow failed (see above); run this again, an interrupted fit goes on from its last epoch."
 
 say ""
 "$PY" "$ROOT/scripts/compare.py" --last
