@@ -63,7 +63,7 @@ def ingest(
             content.write(writer)
             metadata = content.metadata(generated)
             metadata["fingerprint"] = writer.publish(metadata, content.settings())
-    _report(out, metadata, time.time() - started)
+            _report(out, metadata, time.time() - started)
     return out
 
 

@@ -69,12 +69,12 @@ def index_weights(
 ) -> IndexWeights:
     """Weights of an index's members on every day, known after its close.
 
-    Official weights of date d count from the first trading day after d and drift with the adjusted close:
-    w_i(t) = w_i(d) close_i(t) / close_i(d) until the next official date counts, however late that is (a stock without a close
-    by d drifts from its first one after d). A member without one
-    is estimated as float cap x the day's median of w / float cap over members that have both; without official weights
-    w = float cap. A member of unknown float cap takes the median float cap of the day's members (without any known cap: the
-    median official weight, or equal weights). Then each day is divided by its sum over the members that have bars.
+    Official weights of date d count from the first trading day after d and drift with the adjusted close until the next official
+    date counts, however late that is: w_i(t) = w_i(d) close_i(t) / close_i(d) (a stock without a close by d drifts from its first
+    one after d). A member without one is estimated as float cap x the day's median of w / float cap over members that have both;
+    without official weights w = float cap. A member of unknown float cap takes the median float cap of the day's members (without
+    any known cap: the median official weight, or equal weights). Then each day is divided by its sum over the members that have
+    bars.
 
     Arguments: `spans` code -> (start, end inclusive); `close` adjusted and `float_cap`, both [c], carried through suspensions.
     """

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -16,6 +17,7 @@ from qlib.utils.time import Freq
 from qlib_ext.errors import DataError
 from qlib_ext.store.metadata import METADATA_FILE, check_store, combine, digest
 
+logger = logging.getLogger("qlib_ext.store")
 _DAY = Freq("day")
 
 
@@ -123,7 +125,8 @@ def check_goal(out: Path, overwrite: bool) -> None:
 
 
 class StoreWriter:
-    """Fills a folder beside `out`; `publish` renames it to `out`; leaving without it removes the folder.
+    """Fills a folder beside `out`; `publish` renames it to `out`; leaving without it removes the folder,
+    leaving after it removes the store that was replaced.
 
     Use inside a `StoreLock`. Feature and calendar files go through Qlib's own storage classes; instruments files are written
     here, since Qlib 0.9.7 writes their columns in an order it cannot read back (start, end, code).
@@ -133,6 +136,7 @@ class StoreWriter:
         self.out = out
         self.folder = out.parent / f".{out.name}.building-{os.getpid()}"
         self.digests: Dict[str, str] = {}
+        self._old = out.parent / f".{out.name}.old-{os.getpid()}"
 
     def __enter__(self) -> "StoreWriter":
         for name in ("calendars", "instruments", "features"):
@@ -142,6 +146,9 @@ class StoreWriter:
 
     def __exit__(self, *exception) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
+        if self._old.exists():  # tens of thousands of small files: can take longer than writing them
+            logger.info("removing the store that was replaced")
+            shutil.rmtree(self._old, ignore_errors=True)
 
     def calendar(self, days: np.ndarray) -> None:
         """Write the calendar: datetime64[D] [t], ascending."""
@@ -168,16 +175,14 @@ class StoreWriter:
         metadata["fingerprint"] = combine(self.digests, settings)
         text = json.dumps(metadata, indent=1, ensure_ascii=False)
         (self.folder / METADATA_FILE).write_text(text + "\n", encoding="utf-8")
-        old = self.out.parent / f".{self.out.name}.old-{os.getpid()}"
         if self.out.exists():
-            self.out.rename(old)
+            self.out.rename(self._old)
         try:
             self.folder.rename(self.out)
         except BaseException:
-            if old.exists():
-                old.rename(self.out)
+            if self._old.exists():
+                self._old.rename(self.out)
             raise
-        shutil.rmtree(old, ignore_errors=True)
         return metadata["fingerprint"]
 
     def _note(self, name: str) -> None:
