@@ -34,6 +34,7 @@ for name in D_MODEL EPOCHS LR PATIENCE DROPOUT DAYS_PER_EPOCH SEED DEVICE; do
     say "    $variable=${!variable}"
 done
 
+cd "$ROOT"
 "$PY" -m qlib_ext check "$WORKFLOW" || die "the check above found faults; nothing was trained."
 "$VENV/bin/qrun" "$WORKFLOW" || die "the workflow failed (see above); run this again, an interrupted fit goes on from its last epoch."
 

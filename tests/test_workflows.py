@@ -1,0 +1,152 @@
+"""Every workflow resolves on a small market, and the main one runs to its end from another folder with tiny sizes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from qlib_ext.check import check_workflow
+from qlib_ext.report.compare import Runs, compare
+from qlib_ext.workflow import load_workflow
+
+ROOT = Path(__file__).resolve().parents[1]
+WORKFLOWS = sorted(path for path in (ROOT / "workflows").glob("*.yaml") if not path.name.startswith("_"))
+SIZES = ("QLIB_EXT_D_MODEL", "QLIB_EXT_EPOCHS", "QLIB_EXT_LR", "QLIB_EXT_PATIENCE", "QLIB_EXT_DROPOUT", "QLIB_EXT_DAYS_PER_EPOCH",
+         "QLIB_EXT_SEED", "QLIB_EXT_DEVICE", "QLIB_EXT_HOME", "QLIB_DATA")
+STOCKS, INDICES = 30, ("SH000300", "SH000905", "SH000852")
+
+
+@pytest.fixture(scope="session")
+def market(tmp_path_factory):
+    """A Qlib store of random walks with the dates of the workflows: 30 stocks, three indices of the same members."""
+    root = tmp_path_factory.mktemp("workflows") / "store"
+    days = pd.bdate_range("2017-09-01", "2024-12-31")
+    codes = [f"SH60{i:04d}" for i in range(STOCKS)]
+    for part in ("calendars", "instruments"):
+        (root / part).mkdir(parents=True)
+    (root / "calendars" / "day.txt").write_text("".join(f"{day:%Y-%m-%d}\n" for day in days))
+    for name in ("all", "csi300", "csi500", "csi1000"):
+        (root / "instruments" / f"{name}.txt").write_text("".join(f"{code}\t2017-09-01\t2024-12-31\n" for code in codes))
+    generator = np.random.default_rng(7)
+    for code in [*codes, *INDICES]:
+        change = generator.normal(0, 0.02, len(days))
+        close = 10 * np.exp(np.cumsum(change))
+        bars = {"close": close, "open": close * np.exp(generator.normal(0, 0.005, len(days))), "high": close * 1.01,
+                "low": close * 0.985,
+                "vwap": close, "volume": np.exp(generator.normal(14, 0.3, len(days))), "factor": np.ones(len(days)),
+                "change": change}
+        folder = root / "features" / code.lower()
+        folder.mkdir(parents=True)
+        for field, values in bars.items():
+            np.r_[0.0, values].astype("<f4").tofile(folder / f"{field}.day.bin")
+    return root
+
+
+@pytest.fixture
+def environment(market, tmp_path, monkeypatch):
+    """The variables a workflow reads: the store, a home in the temporary folder, no sizes, existing files for the anchor."""
+    for name in SIZES:
+        monkeypatch.delenv(name, raising=False)
+    for name in ("QLIB_EXT_MASTER_CHECKPOINT", "QLIB_EXT_MASTER_MARKET"):
+        (tmp_path / name).write_bytes(b"")
+        monkeypatch.setenv(name, str(tmp_path / name))
+    monkeypatch.setenv("QLIB_DATA", str(market))
+    monkeypatch.setenv("QLIB_EXT_HOME", str(tmp_path / "home"))
+    return tmp_path
+
+
+def test_all_workflows_are_there():
+    names = {path.stem for path in WORKFLOWS}
+    for index in ("csi300", "csi500", "csi1000"):
+        assert {f"{kind}_{index}" for kind in ("meta_master", "gru", "baseline_gru", "baseline_lightgbm")} <= names
+    assert "master_published_csi300" in names
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_every_workflow_resolves(path, environment, monkeypatch):
+    monkeypatch.chdir(environment)
+    assert [str(fault) for fault in check_workflow(path)] == []
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_workflows_hold_together(path, environment):
+    """One market per file, its own experiment, costs, and the store and tracking that the environment names."""
+    config = load_workflow(path)
+    market, task = config["market"], config["task"]
+    assert path.stem.endswith(market) and config["experiment_name"] == path.stem
+    assert config["benchmark"] == {"csi300": "SH000300", "csi500": "SH000905", "csi1000": "SH000852"}[market]
+    assert config["qlib_init"]["provider_uri"] == os.environ["QLIB_DATA"]
+    assert config["qlib_init"]["exp_manager"]["kwargs"]["uri"] == f"sqlite:///{os.environ['QLIB_EXT_HOME']}/tracking.db"
+    portfolio = task["record"][-1]["kwargs"]["config"]
+    assert portfolio["backtest"]["benchmark"] == config["benchmark"]
+    assert portfolio["backtest"]["exchange_kwargs"]["close_cost"] == 0.0015
+    handler = task["dataset"]["kwargs"]["handler"]["kwargs"]
+    assert handler["drop_raw"] is True and "ProcessInf" not in json.dumps(handler, default=str)
+    if "universe" in task["dataset"]["kwargs"]:
+        assert task["dataset"]["kwargs"]["universe"] == market
+    else:
+        assert handler["instruments"] == market
+
+
+def test_published_sizes_stand_in_the_main_workflow(environment):
+    model = load_workflow(ROOT / "workflows" / "meta_master_csi1000.yaml")["task"]["model"]["kwargs"]
+    assert {name: model[name] for name in ("d_model", "temporal_heads", "stock_heads", "dropout", "beta")} == {
+        "d_model": 256, "temporal_heads": 4, "stock_heads": 2, "dropout": 0.5, "beta": 5}
+    trainer = model["trainer"]
+    assert (trainer["lr"], trainer["epochs"], trainer["patience"], trainer["metric"]) == (1e-5, 40, 8, "rank_ic")
+    assert trainer["days_per_epoch"] is None and trainer["seed"] == 0 and trainer["device"] == "auto"
+
+
+def test_sizes_come_from_the_environment(environment, monkeypatch):
+    for name, value in {"D_MODEL": "16", "EPOCHS": "1", "LR": "1e-3", "PATIENCE": "2", "DROPOUT": "0.1", "DAYS_PER_EPOCH": "5",
+                        "SEED": "3", "DEVICE": "cpu"}.items():
+        monkeypatch.setenv(f"QLIB_EXT_{name}", value)
+    model = load_workflow(ROOT / "workflows" / "meta_master_csi1000.yaml")["task"]["model"]["kwargs"]
+    assert (model["d_model"], model["dropout"]) == (16, 0.1)
+    expected = {"epochs": 1, "lr": 0.001, "patience": 2, "days_per_epoch": 5, "seed": 3, "device": "cpu"}
+    assert {name: model["trainer"][name] for name in expected} == expected
+
+
+def test_the_home_folder_is_the_default(environment, monkeypatch):
+    for name in ("QLIB_DATA", "QLIB_EXT_HOME"):
+        monkeypatch.delenv(name)
+    start = load_workflow(ROOT / "workflows" / "meta_master_csi1000.yaml")["qlib_init"]
+    assert start["provider_uri"] == "~/.qlib_ext/demo/cn_data"
+    assert start["exp_manager"]["kwargs"]["uri"] == "sqlite:///~/.qlib_ext/tracking.db"
+
+
+def test_the_anchor_asks_for_its_files(environment, monkeypatch):
+    monkeypatch.delenv("QLIB_EXT_MASTER_CHECKPOINT")
+    found = [str(fault) for fault in check_workflow(ROOT / "workflows" / "master_published_csi300.yaml")]
+    assert len(found) == 1 and "set the environment variable QLIB_EXT_MASTER_CHECKPOINT" in found[0]
+
+
+def test_main_workflow_runs_to_its_end_from_another_folder(environment, monkeypatch):
+    elsewhere = environment / "elsewhere"
+    elsewhere.mkdir()
+    variables = {**os.environ, "QLIB_EXT_D_MODEL": "16", "QLIB_EXT_EPOCHS": "1", "QLIB_EXT_LR": "0.001",
+                 "QLIB_EXT_DAYS_PER_EPOCH": "10",
+                 "QLIB_EXT_DEVICE": "cpu", "OMP_NUM_THREADS": "1",
+                 "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, "-m", "qlib.cli.run", str(ROOT / "workflows" / "meta_master_csi1000.yaml")]
+    done = subprocess.run(command, cwd=elsewhere, env=variables, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-4000:]
+    assert not list(elsewhere.iterdir()), "nothing may be left in the folder the run was started from"
+
+    home = environment / "home"
+    runs = Runs(f"sqlite:///{home}/tracking.db")
+    run = runs.named("meta_master_csi1000")
+    assert Path(run.info.artifact_uri.removeprefix("file://")).is_relative_to(home / "artifacts" / "meta_master_csi1000")
+    loaded = runs.load(run, "main")
+    assert loaded.score.index.get_level_values("instrument").nunique() == STOCKS
+    assert str(loaded.score.index.get_level_values("datetime").min().date()) == "2023-01-02"
+    row = compare([loaded], min_pairs=STOCKS).loc["main"]
+    assert np.isfinite(row[["IC", "RankIC", "IR", "drawdown", "turnover"]].astype(float)).all()
+    assert row["days"] == 516, "every test day but the last six, whose label is not known yet"
+    assert "epoch 1:" in done.stdout and "cut by 6 trading days" in done.stdout + done.stderr
+    assert not list((home / "fits").iterdir()), "a finished fit leaves nothing to resume"
