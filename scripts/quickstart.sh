@@ -16,6 +16,7 @@ install_project ""
 PY="$VENV/bin/python"
 
 if [ -n "${QLIB_DATA:-}" ]; then
+    export QLIB_DATA="$(realpath -m "${QLIB_DATA/#\~/${HOME:-}}")"
     "$PY" -m qlib_ext check --store "$QLIB_DATA" || die "QLIB_DATA=$QLIB_DATA is not a usable store (see above); unset it to run on the demo market."
     say "Store: $QLIB_DATA"
 else
