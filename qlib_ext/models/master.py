@@ -121,7 +121,7 @@ class MASTER(TorchModel):
     """MASTER as a Qlib model: `MASTERNet` plus loss, rule and trainer of `TorchModel`; the market width follows the dataset.
 
     Args:
-        d_feat, d_market: widths to insist on; None takes the dataset's.
+        d_feat, d_market: widths to insist on; None takes the dataset's. ``d_market: 0`` leaves out the gate, and needs no market.
         checkpoint: a state dict published by the authors, or a file written by `TorchModel.save`.
 
     The other arguments are `MASTERNet`'s and `TorchModel`'s.
@@ -137,7 +137,9 @@ class MASTER(TorchModel):
                               fused_attention=fused_attention), **options)
 
     def sizes(self, panel) -> dict[str, int]:
-        """d_feat and d_market of a panel."""
+        """d_feat and d_market of a panel; a model without gate asks for no market."""
+        if self.net_options["d_market"] == 0:
+            return {"d_feat": panel.n_features, "d_market": 0}
         market = panel.day_aux.get("market")
         if market is None:
             raise ConfigError("MASTER needs the market's state: give the dataset `aux: {market: {class: MarketStateLoader, ...}}`")
