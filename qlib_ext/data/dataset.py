@@ -125,13 +125,12 @@ class PanelDatasetH(DatasetH):
     # ---- the panel --------------------------------------------------------------------------------------------------------
     def _build(self) -> Panel:
         handler = self.handler
-        if getattr(handler, "_infer", None) is None or getattr(handler, "_learn", None) is None:
+        if getattr(handler, "_infer", None) is None:
             raise ConfigError("the handler holds no data: call dataset.setup_data(handler_kwargs={'init_type': 'load_state'}) "
                               "after loading a pickled dataset")
         features = handler._infer["feature"]
         index = _RowIndex(features.index)
-        raw = _raw_label(handler)
-        learned = handler._learn["label"]
+        raw, learned = _labels(handler, DataHandlerLP.DK_R), _labels(handler, DataHandlerLP.DK_L)["label"]
         evaluated = raw
         for processor in handler.learn_processors:
             if processor.is_for_infer():
@@ -213,14 +212,18 @@ def _table(frame: pd.DataFrame) -> np.ndarray:
 
 
 def _release(handler) -> None:
+    if hasattr(handler, "release_features"):
+        handler.release_features()
+        return
     handler._infer = handler._learn = None
     if hasattr(handler, "_data"):
         handler._data = handler._data[["label"]].copy()
 
 
-def _raw_label(handler) -> pd.DataFrame:
+def _labels(handler, data_key: str) -> pd.DataFrame:
+    """The columns ``("label", ...)`` of the raw or the learning table."""
     try:
-        return handler._get_df_by_key(DataHandlerLP.DK_R)[["label"]]
+        return handler.label_frame(data_key) if hasattr(handler, "label_frame") else handler._get_df_by_key(data_key)[["label"]]
     except AttributeError as error:
         raise ConfigError(f"{type(handler).__name__} dropped its raw labels (drop_raw: true), and evaluation needs them: use the "
                           "handlers of qlib_ext.data.handler, or drop_raw: false") from error

@@ -1,7 +1,7 @@
-"""Cross-sectional Qlib processors that know the universe of the day.
+"""Qlib processors: cross-sectional ones that know the universe of the day, and two of Qlib's with a small memory.
 
 They take Qlib's frames: rows (datetime, instrument), columns (group, name) such as ("label", "LABEL0"). They never write into the
-frame they are given (`readonly()` is True, which spares Qlib a copy) and hold no fitted state.
+frame they are given (`readonly()` is True, which spares Qlib a copy).
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from typing import List, Optional, Sequence, Union
 
 import numpy as np
 import pandas as pd
-from qlib.data.dataset.processor import Processor
+from qlib.data.dataset.processor import EPS, Processor
+from qlib.data.dataset.processor import Fillna as QlibFillna
+from qlib.data.dataset.processor import RobustZScoreNorm as QlibRobustZScoreNorm
 
 from qlib_ext.data.transform import cs_extreme_mask, cs_robust_zscore, cs_zscore
 from qlib_ext.data.universe import index_levels, universe_mask
@@ -136,6 +138,63 @@ class DropExtremeLabel(Processor):
 
     def is_for_infer(self) -> bool:
         return False
+
+    def readonly(self) -> bool:
+        return True
+
+
+class RobustZScoreNorm(QlibRobustZScoreNorm):
+    """Qlib's `RobustZScoreNorm`, the same numbers, one column at a time.
+
+    Per column: median and 1.4826 MAD of the rows from `fit_start_time` to `fit_end_time`, clipped to +-3 if `clip_outlier`. NaN stays
+    NaN. It does not write into the frame it is given, and needs memory for one column beside the result, where Qlib's needs several
+    copies of the frame.
+    """
+
+    def fit(self, df: pd.DataFrame = None) -> None:
+        positions = _group_positions(df.columns, self.fields_group)
+        days = df.index.get_level_values("datetime")
+        start, end = (None if time is None else pd.Timestamp(time) for time in (self.fit_start_time, self.fit_end_time))
+        inside = np.ones(len(df), bool) if start is None else np.asarray(days >= start)
+        inside &= True if end is None else np.asarray(days <= end)
+        if not inside.any():
+            raise DataError(f"RobustZScoreNorm: no row between {self.fit_start_time} and {self.fit_end_time} to fit on; "
+                            f"the frame runs from {days.min():%Y-%m-%d} to {days.max():%Y-%m-%d}")
+        self.cols = df.columns[positions]
+        center, scale = [], []
+        for position in positions:
+            values = df.iloc[:, position].to_numpy()[inside]
+            center.append(np.nanmedian(values))
+            scale.append(np.nanmedian(np.abs(values - center[-1])))
+        self.mean_train = np.asarray(center)
+        self.std_train = (np.asarray(scale) + EPS).astype(self.mean_train.dtype)
+        self.std_train *= 1.4826
+
+    def __call__(self, df: pd.DataFrame) -> pd.DataFrame:
+        result = df.copy(deep=False)
+        for position, center, scale in zip(df.columns.get_indexer(self.cols), self.mean_train, self.std_train):
+            values = df.iloc[:, position].to_numpy() - center
+            values /= scale
+            if self.clip_outlier:
+                np.clip(values, -3, 3, out=values)
+            result.isetitem(position, values)
+        return result
+
+    def readonly(self) -> bool:
+        return True
+
+
+class Fillna(QlibFillna):
+    """Qlib's `Fillna`, one column at a time, without writing into the frame it is given; inf is left alone."""
+
+    def __call__(self, df: pd.DataFrame) -> pd.DataFrame:
+        result = df.copy(deep=False)
+        for position in _group_positions(df.columns, self.fields_group):
+            values = df.iloc[:, position].to_numpy()
+            unknown = np.isnan(values)
+            if unknown.any():
+                result.isetitem(position, np.where(unknown, values.dtype.type(self.fill_value), values))
+        return result
 
     def readonly(self) -> bool:
         return True
