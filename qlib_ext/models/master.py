@@ -69,17 +69,12 @@ class MASTERNet(nn.Module):
             beta, temporal_heads, stock_heads: not in the file; defaults are those of the CSI300 checkpoint (beta 2 on CSI800).
 
         Raises:
-            DataError: no such file, or not such a state dict (missing and unexpected tensors are named).
+            DataError: no such file, or not such a state dict (missing, unexpected and misshapen tensors are named).
         """
-        published = read_state(path)
-        missing = sorted({old for old, _ in _PUBLISHED} - set(published))
-        if missing:
-            raise DataError(f"{path}: not a published MASTER state dict; tensors missing: {missing[:5]}"
-                            f"{' ...' if len(missing) > 5 else ''}")
-        d_feat, d_market = published["feature_gate.trans.weight"].shape
-        net = cls(d_feat, d_market, published["layers.0.weight"].shape[0], temporal_heads, stock_heads, dropout, beta)
-        net.position.code = torch.empty_like(published["layers.1.pe"])
-        net.load_state_dict({new: published[old] for old, new in _PUBLISHED})
+        state = published_state(path)
+        d_feat, d_market = state["gate.linear.weight"].shape
+        net = cls(d_feat, d_market, state["embed.weight"].shape[0], temporal_heads, stock_heads, dropout, beta)
+        load_weights(path, net, state)
         return net.eval()
 
 
@@ -117,6 +112,37 @@ def read_state(path: str | Path) -> dict[str, torch.Tensor]:
     return state
 
 
+def published_state(path: str | Path) -> dict[str, torch.Tensor]:
+    """A state dict of MASTER's authors under the names of `MASTERNet`.
+
+    Raises:
+        DataError: tensors are missing, or there are others (both are named).
+    """
+    published, names = read_state(path), dict(_PUBLISHED)
+    for what, found in (("missing", set(names) - set(published)), ("unexpected", set(published) - set(names))):
+        if found:
+            raise DataError(f"{path}: not a published MASTER state dict; tensors {what}: {sorted(found)[:5]}"
+                            f"{' ...' if len(found) > 5 else ''}")
+    for name in ("feature_gate.trans.weight", "layers.0.weight"):
+        if published[name].ndim != 2:
+            raise DataError(f"{path}: not a published MASTER state dict; {name} has shape {tuple(published[name].shape)}")
+    return {new: published[old] for old, new in names.items()}
+
+
+def load_weights(path: str | Path, net: nn.Module, state: dict[str, torch.Tensor]) -> None:
+    """Put published weights into a network.
+
+    Raises:
+        DataError: a tensor has another shape (both shapes are named).
+    """
+    old_names = {new: old for old, new in _PUBLISHED}
+    wrong = [f"{old_names[name]} {tuple(state[name].shape)} instead of {tuple(value.shape)}"
+             for name, value in net.state_dict().items() if state[name].shape != value.shape]
+    if wrong:
+        raise DataError(f"{path}: tensors of another shape than MASTER's: {'; '.join(wrong[:5])}")
+    net.load_state_dict(state)
+
+
 class MASTER(TorchModel):
     """MASTER as a Qlib model: `MASTERNet` plus loss, rule and trainer of `TorchModel`; the market width follows the dataset.
 
@@ -146,11 +172,19 @@ class MASTER(TorchModel):
         return {"d_feat": panel.n_features, "d_market": market.shape[1]}
 
     def load_net(self, path: str | Path, sizes: dict[str, int]) -> nn.Module:
-        """Also reads the authors' state dicts."""
-        state = read_state(path)
-        if "feature_gate.trans.weight" not in state:
+        """Also reads the authors' state dicts.
+
+        Raises:
+            ConfigError: `d_model` is not the checkpoint's.
+        """
+        if "feature_gate.trans.weight" not in read_state(path):
             return super().load_net(path, sizes)
-        options = self.net_options
-        net = MASTERNet.from_published(path, options["beta"], options["temporal_heads"], options["stock_heads"], options["dropout"])
-        self.check_sizes(path, {"d_feat": net.d_feat, "d_market": net.d_market}, sizes)
+        state = published_state(path)
+        d_feat, d_market = state["gate.linear.weight"].shape
+        self.check_sizes(path, {"d_feat": d_feat, "d_market": d_market}, sizes)
+        if state["embed.weight"].shape[0] != self.net_options["d_model"]:
+            raise ConfigError(f"checkpoint {path} has d_model {state['embed.weight'].shape[0]}, the model was asked for "
+                              f"{self.net_options['d_model']}: give the checkpoint's")
+        net = self.build_net(sizes)
+        load_weights(path, net, state)
         return net
