@@ -95,7 +95,12 @@ class Panel:
         if self.days.shape != (t,) or self.instruments.shape != (n,) or self.universe.shape != (t, n):
             raise ShapeError(f"rows is [t={t}, n={n}], but days {self.days.shape}, instruments {self.instruments.shape}, "
                              f"universe {self.universe.shape}")
+        if self.label.ndim != 2 or not self.label.shape == self.label_eval.shape == self.label_raw.shape:
+            raise ShapeError(f"labels must all be [r+1, h]: label {self.label.shape}, label_eval {self.label_eval.shape}, "
+                             f"label_raw {self.label_raw.shape}")
         r = len(self.label) - 1
+        if self.lookup is None and self.rows.size and self.rows.max() >= r:
+            raise ShapeError(f"rows names row {self.rows.max()}, the labels have {r}")
         for name, block in self.blocks.items():
             if len(block.values) != r + 1:
                 raise ShapeError(f"block {name!r} has {len(block.values) - 1} rows, the labels have {r}")
@@ -163,7 +168,8 @@ class Panel:
                   *self.stock_aux.values(), *(block.values[::len(block.values) // 50_000 + 1] for block in self.blocks.values())]
         for array in arrays:
             digest.update(np.ascontiguousarray(array).view(np.uint8))
-        digest.update("|".join([str(self.days[0]), str(self.days[-1]), self.missing_rows, *self.instruments]).encode())
+        windows = [f"{name}:{block.window}" for name, block in self.blocks.items()]
+        digest.update("|".join([str(self.days[0]), str(self.days[-1]), self.missing_rows, *windows, *self.instruments]).encode())
         return digest.hexdigest()
 
     def nbytes(self) -> int:
