@@ -7,6 +7,7 @@ dates and paths against the store. Nothing is loaded, trained or tracked, Qlib i
 from __future__ import annotations
 
 import argparse
+import copy
 import os
 import re
 import sys
@@ -212,8 +213,10 @@ class _Checker:
         return ours and node.where.startswith("task.") and node.role not in NOT_BUILT
 
     def _build(self, node: Node, found):
-        import copy
         kwargs = copy.deepcopy(node.kwargs)
+        if node.role.endswith("_processors"):  # handlers hand their fit span on
+            span = next((n.kwargs for n in self.nodes if n.role == "handler" and node.where.startswith(n.where)), {})
+            kwargs = {**{key: span[key] for key in FIT_SPAN & keywords(found).names & set(span)}, **kwargs}
         if any(isinstance(value, str) and value in PLACEHOLDERS for _, value in values(kwargs)):
             return None
         try:
@@ -286,14 +289,13 @@ class _Checker:
 
     def _embargo(self, handler, dataset: dict, segments: dict, place: str) -> None:
         from qlib_ext.check_data import check_embargo, label_expressions, look_ahead
-        from qlib_ext.data.handler import KeepsRawLabel
         trims = hasattr(self.classes.get("task.dataset"), "panel")
         if handler is None:
             check_embargo(self.add, place, segments, 0, self.store, True, "auto")  # what the label needs is not known
             return
         if trims:
             self._learn_processors(handler, f"{place}.handler.kwargs.learn_processors")
-            if getattr(handler, "drop_raw", False) and not isinstance(handler, KeepsRawLabel):
+            if getattr(handler, "drop_raw", False) and not hasattr(handler, "label_frame"):
                 self.add(f"{place}.handler.kwargs.drop_raw",
                          f"{_name(type(handler))} drops its raw labels too, and evaluation needs them",
                          "use the handlers of qlib_ext.data.handler, or drop_raw: false")
