@@ -36,7 +36,7 @@ SMALL = {
 }
 
 
-# ---- the synthetic market -------------------------------------------------------------------------------------------------------
+# ---- the synthetic market -----------------------------------------------------------------------------------------------------
 def make_panel(seed: int = 0, missing_rows: str = "nan", holes: bool = True) -> Panel:
     """Random features with NaN, absent rows, unlabelled stocks, a changing universe; segments train, valid, test."""
     draw = np.random.default_rng(seed)
@@ -55,7 +55,8 @@ def make_panel(seed: int = 0, missing_rows: str = "nan", holes: bool = True) -> 
         universe[day] = False
         universe[day, np.flatnonzero(present[day])[:count]] = True
     return Panel(blocks={"stock": Block(values, WINDOW, [f"F{k}" for k in range(FEATURES)])}, rows=rows,
-                 days=np.arange(DAYS) + np.datetime64("2020-01-01"), instruments=np.array([f"SH60{k:04d}" for k in range(STOCKS)]),
+                 days=np.arange(DAYS) + np.datetime64("2020-01-01"),
+                 instruments=np.array([f"SH60{k:04d}" for k in range(STOCKS)]),
                  universe=universe, label=label, label_eval=label, label_raw=label, label_names=["LABEL0"],
                  day_aux={"market": draw.standard_normal((DAYS, MARKET)).astype(np.float32)}, missing_rows=missing_rows,
                  segments={"train": (0, 14), "valid": (14, 18), "test": (18, DAYS)})
@@ -84,7 +85,7 @@ def same_bits(first: np.ndarray, second: np.ndarray) -> bool:
     return first.shape == second.shape and first.tobytes() == second.tobytes()
 
 
-# ---- the laws -------------------------------------------------------------------------------------------------------------------
+# ---- the laws -----------------------------------------------------------------------------------------------------------------
 def one_score_a_stock(make):
     panel = make_panel()
     model = fitted(make, panel)
@@ -143,7 +144,7 @@ def other_days(make):
         apart = scores(model, panel.view(view))[view[0]:view[1]]
         assert same_bits(together[view[0]:view[1]], apart), f"scores depend on the span that is scored ({view})"
     for day in (20, 8, 15):          # out of order, one by one, after other days
-        assert same_bits(together[day], scores(model, panel.view((day, day + 1)))[day]), f"scores of day {day} depend on other days"
+        assert same_bits(together[day], scores(model, panel.view((day, day + 1)))[day]), f"day {day} depends on other days"
 
 
 def unknown_inputs(make):
@@ -225,7 +226,7 @@ LAWS = [one_score_a_stock, order_of_stocks, no_look_ahead, other_days, unknown_i
         gradient_everywhere, overfits_one_day, unknown_keywords]
 
 
-# ---- every model ----------------------------------------------------------------------------------------------------------------
+# ---- every model --------------------------------------------------------------------------------------------------------------
 def discover() -> list[type[TorchModel]]:
     """Every concrete `TorchModel` of the package, in order of name."""
     for module in pkgutil.iter_modules(qlib_ext.models.__path__, "qlib_ext.models."):
@@ -256,7 +257,7 @@ def test_law(kind, keywords, law):
     law(lambda **more: kind(**keywords, **more))
 
 
-# ---- planted violations ---------------------------------------------------------------------------------------------------------
+# ---- planted violations -------------------------------------------------------------------------------------------------------
 class PlainNet(nn.Module):
     """A sound network: one hidden layer on the last lag; the planted ones below change one thing each."""
 

@@ -42,8 +42,8 @@ def published_run(real_data, tmp_path_factory) -> Path:
     """
     folder = tmp_path_factory.mktemp("published")
     tables = csi300_tables(real_data / "ashare_daily", "2023-01-31", folder / "tables")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "QLIB_EXT_HOME": str(folder / "home"), "QLIB_DATA": str(folder / "store"),
-                   "QLIB_EXT_DEVICE": "cpu", "PYTHONPATH": str(WORKFLOW.parents[1]),
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "QLIB_EXT_HOME": str(folder / "home"),
+                   "QLIB_DATA": str(folder / "store"), "QLIB_EXT_DEVICE": "cpu", "PYTHONPATH": str(WORKFLOW.parents[1]),
                    "QLIB_EXT_MASTER_MARKET": str(real_data / "master" / "market_information.parquet"),
                    "QLIB_EXT_MASTER_CHECKPOINT": str(real_data / "master" / "csi300_opensource_0.pt")}
     for command in (["qlib_ext.store", "ingest", "--tables", str(tables), "--out", str(folder / "store"), "--vwap", "amount"],

@@ -168,7 +168,8 @@ class MASTER(TorchModel):
             return {"d_feat": panel.n_features, "d_market": 0}
         market = panel.day_aux.get("market")
         if market is None:
-            raise ConfigError("MASTER needs the market's state: give the dataset `aux: {market: {class: MarketStateLoader, ...}}`")
+            raise ConfigError("MASTER needs the market's state: give the dataset "
+                              "`aux: {market: {class: MarketStateLoader, ...}}`")
         return {"d_feat": panel.n_features, "d_market": market.shape[1]}
 
     def load_net(self, path: str | Path, sizes: dict[str, int]) -> nn.Module:

@@ -34,7 +34,7 @@ def ramp_inputs():
     return torch.from_numpy(ramp(STOCKS, LAGS, FEATURES, step=0.83, size=2.0)), torch.from_numpy(ramp(MARKET, step=1.7, size=3.0))
 
 
-# ---- the formulas, in numpy -----------------------------------------------------------------------------------------------------
+# ---- the formulas, in numpy ---------------------------------------------------------------------------------------------------
 def softmax(values, axis=-1):
     exponential = np.exp(values - values.max(axis=axis, keepdims=True))
     return exponential / exponential.sum(axis=axis, keepdims=True)
@@ -76,7 +76,7 @@ def plain_forward(net, x, market, beta=5.0, temporal_heads=4, stock_heads=2, tem
     return np.einsum("nl,nld->nd", weight, z) @ w["head.weight"][0] + w["head.bias"][0]
 
 
-# ---- the network ----------------------------------------------------------------------------------------------------------------
+# ---- the network --------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("market, count", [(63, 775_041), (183, 794_001)])
 def test_number_of_parameters(market, count):
     assert sum(p.numel() for p in MASTERNet(158, market, 256).parameters()) == count
@@ -161,7 +161,7 @@ def test_inputs_of_another_width(x, market):
         ramp_net()(torch.zeros(x, dtype=torch.float64), None if market is None else torch.zeros(market, dtype=torch.float64))
 
 
-# ---- checkpoints ----------------------------------------------------------------------------------------------------------------
+# ---- checkpoints --------------------------------------------------------------------------------------------------------------
 PUBLISHED = {"feature_gate.trans": "gate.linear", "layers.0": "embed", "layers.4.trans": "pool.linear", "layers.5": "head"}
 for number, block in (("2", "temporal"), ("3", "stock")):
     PUBLISHED.update({f"layers.{number}.{old}": f"{block}.{new}" for old, new in (
@@ -219,7 +219,7 @@ def test_read_state_refuses_other_files(tmp_path):
         read_state(tmp_path / "list.pt")
 
 
-# ---- the Qlib model -------------------------------------------------------------------------------------------------------------
+# ---- the Qlib model -----------------------------------------------------------------------------------------------------------
 def small_panel(features=FEATURES, market=MARKET) -> Panel:
     """Five days of seven stocks; `market` 0 leaves the market out."""
     days = 5
@@ -228,8 +228,10 @@ def small_panel(features=FEATURES, market=MARKET) -> Panel:
     label = np.full((len(values), 1), np.nan, np.float32)
     label[:-1] = ramp(days * STOCKS, 1, step=1.3)
     return Panel(blocks={"stock": Block(values, 3, [str(k) for k in range(features)])},
-                 rows=np.arange(days * STOCKS, dtype=np.int32).reshape(days, STOCKS), days=np.datetime64("2020-01-01") + np.arange(days),
-                 instruments=np.array([f"SH60000{k}" for k in range(STOCKS)]), universe=np.ones((days, STOCKS), bool), label=label,
+                 rows=np.arange(days * STOCKS, dtype=np.int32).reshape(days, STOCKS),
+                 days=np.datetime64("2020-01-01") + np.arange(days),
+                 instruments=np.array([f"SH60000{k}" for k in range(STOCKS)]), universe=np.ones((days, STOCKS), bool),
+                 label=label,
                  label_eval=label, label_raw=label, label_names=["LABEL0"],
                  day_aux={"market": ramp(days, market).astype(np.float32)} if market else {}, segments={"train": (0, 4)})
 
