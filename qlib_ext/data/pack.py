@@ -15,6 +15,7 @@ from qlib_ext.errors import ConfigError, DataError
 
 FORMAT = 1
 SHARD_MIB = 48
+MAX_SHARDS = 1000
 
 
 def pack_panel(panel: Panel, path: str | Path, dtype: str = "float32", shard_mib: float | None = None) -> list[Path]:
@@ -22,7 +23,7 @@ def pack_panel(panel: Panel, path: str | Path, dtype: str = "float32", shard_mib
 
     Args:
         panel: blocks with a `transform` must use a function importable by name.
-        path: the file; an existing one is replaced at the end, never half-written.
+        path: the file; an existing pack is replaced at the end, when the new one is complete.
         dtype: ``float32``, or ``float16`` for the feature values (half the size; error up to 2^-11 of the value).
         shard_mib: cut into shards of at most this many MiB; the first one carries the number of shards.
 
@@ -30,7 +31,8 @@ def pack_panel(panel: Panel, path: str | Path, dtype: str = "float32", shard_mib
         The files written.
 
     Raises:
-        ConfigError: unknown dtype, a shard size that is not positive.
+        ConfigError: unknown dtype, a shard size that is not positive or needs more than 1000 shards, a transform that cannot be
+            imported by name.
         DataError: float16 cannot hold a value (beyond 65504).
     """
     if dtype not in ("float32", "float16"):
@@ -39,21 +41,21 @@ def pack_panel(panel: Panel, path: str | Path, dtype: str = "float32", shard_mib
         raise ConfigError(f"shard_mib={shard_mib}: a shard needs a positive size")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    for stale in path.parent.glob(f".{path.name}.writing-*"):
-        stale.unlink()
+    _remove_stale(path)
     aside = path.with_name(f".{path.name}.writing-{os.getpid()}")
     try:
         with open(aside, "wb") as file:
             np.savez(file, **_arrays(panel, dtype))
-        for old in _shards(path):
-            old.unlink()
-        if shard_mib is None:
-            aside.replace(path)
-            return [path]
-        path.unlink(missing_ok=True)
-        return _split(aside, path, int(shard_mib * 2**20))
+        parts = [aside] if shard_mib is None else _split(aside, int(shard_mib * 2**20))
+        files = [path] if shard_mib is None else [path.with_name(f"{path.name}.{k:03d}") for k in range(len(parts))]
+        for part, file in zip(parts, files):
+            part.replace(file)
+        for old in {path, *_shards(path)} - set(files):
+            old.unlink(missing_ok=True)
+        return files
     finally:
-        aside.unlink(missing_ok=True)
+        for left in (aside, *_shards(aside)):
+            left.unlink(missing_ok=True)
 
 
 def load_panel(path: str | Path) -> Panel:
@@ -89,7 +91,7 @@ def _arrays(panel: Panel, dtype: str) -> dict[str, np.ndarray]:
               "instruments": np.asarray(panel.instruments, dtype=np.str_), "universe": np.packbits(panel.universe, axis=1),
               "label": panel.label, "label_eval": panel.label_eval, "label_raw": panel.label_raw}
     for name, block in panel.blocks.items():
-        transform = block.transform and f"{block.transform.__module__}:{block.transform.__qualname__}"
+        transform = None if block.transform is None else _name(block.transform, name)
         header["blocks"][name] = {"window": block.window, "columns": list(block.columns), "transform": transform}
         if dtype == "float16" and np.nanmax(np.abs(block.values[:-1]), initial=0.0) > np.finfo(np.float16).max:
             raise DataError(f"block {name!r} holds values beyond 65504, which float16 cannot hold; pack as float32, or normalise")
@@ -116,6 +118,18 @@ def _panel(stored) -> Panel:
                  segments={k: tuple(v) for k, v in header["segments"].items()}, meta=header["meta"])
 
 
+def _name(function, block: str) -> str:
+    name = f"{getattr(function, '__module__', None)}:{getattr(function, '__qualname__', None)}"
+    try:
+        found = _function(name)
+    except (ImportError, AttributeError, ValueError):
+        found = None
+    if found is not function:
+        raise ConfigError(f"the transform of block {block!r} ({function!r}) must be a function importable by name: "
+                          "define it with `def` at the top of a module")
+    return name
+
+
 def _function(name: str | None):
     if name is None:
         return None
@@ -128,14 +142,29 @@ def _shards(path: Path) -> list[Path]:
     return sorted(p for p in path.parent.glob(f"{path.name}.[0-9][0-9][0-9]"))
 
 
-def _split(whole: Path, path: Path, size: int) -> list[Path]:
-    """Shards with an 8-byte count and a 32-byte digest in front of their bytes."""
-    count = max(1, -(-whole.stat().st_size // (size - 40)))
+def _remove_stale(path: Path) -> None:
+    """Remove what processes left that were killed while they packed to this path."""
+    for left in path.parent.glob(f".{path.name}.writing-*"):
+        process = left.name.split(".writing-")[1].split(".")[0]
+        try:
+            os.kill(int(process), 0)
+        except (ProcessLookupError, ValueError):
+            left.unlink(missing_ok=True)
+        except PermissionError:  # it runs, and belongs to somebody else
+            continue
+
+
+def _split(whole: Path, size: int) -> list[Path]:
+    """Shards ``<whole>.000 ...`` with an 8-byte count and a 32-byte digest in front of their bytes."""
+    count = -(-whole.stat().st_size // (size - 40)) if size > 40 else MAX_SHARDS + 1
+    if count > MAX_SHARDS:
+        raise ConfigError(f"shard_mib={size / 2**20:.6f} cuts {whole.stat().st_size / 2**20:.1f} MiB into more than {MAX_SHARDS} "
+                          "shards: make them larger")
     written = []
     with open(whole, "rb") as file:
         for k in range(count):
             body = file.read(size - 40)
-            shard = path.with_name(f"{path.name}.{k:03d}")
+            shard = whole.with_name(f"{whole.name}.{k:03d}")
             shard.write_bytes(count.to_bytes(8, "little") + hashlib.blake2b(body, digest_size=32).digest() + body)
             written.append(shard)
     return written
