@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+from qlib.data.base import Expression
 from qlib.data.data import ExpressionD
+from qlib.data.ops import Ref, Rolling
 
 from qlib_ext.errors import ConfigError
 
@@ -15,15 +17,26 @@ def label_offset(expressions: list[str]) -> int:
     """The furthest trading day after t that any of the Qlib expressions looks at; 6 for ``Ref($close,-6)/Ref($close,-1)-1``.
 
     Raises:
-        ConfigError: an expression Qlib cannot parse.
+        ConfigError: an expression Qlib cannot parse, or one whose look ahead Qlib does not count (``Delta($close, -5)``).
     """
     offsets = []
     for expression in expressions:
         try:
-            offsets.append(int(ExpressionD.get_expression_instance(str(expression)).get_extended_window_size()[1]))
+            parsed = ExpressionD.get_expression_instance(str(expression))
+            offsets.append(int(parsed.get_extended_window_size()[1]))
         except Exception as error:
             raise ConfigError(f"label expression {expression!r} cannot be parsed by Qlib: {error}") from error
+        if _looks_ahead_uncounted(parsed):
+            raise ConfigError(f"label expression {expression!r} has a window of negative length, whose look ahead Qlib does not count: "
+                              "write it with Ref(..., -n)")
     return max(offsets)
+
+
+def _looks_ahead_uncounted(expression: Expression) -> bool:
+    """Whether a rolling operator other than Ref has a negative window anywhere in the expression."""
+    if isinstance(expression, Rolling) and not isinstance(expression, Ref) and expression.N < 0:
+        return True
+    return any(_looks_ahead_uncounted(part) for part in vars(expression).values() if isinstance(part, Expression))
 
 
 def segment_positions(segments: dict, calendar: np.ndarray) -> dict[str, tuple[int, int]]:
@@ -39,11 +52,10 @@ def segment_positions(segments: dict, calendar: np.ndarray) -> dict[str, tuple[i
     for name, pair in segments.items():
         if isinstance(pair, slice):
             pair = (pair.start, pair.stop)
-        if isinstance(pair, str) or len(pair) != 2:
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2:
             raise ConfigError(f"segment {name!r} is {pair!r}: give [start, end]")
         try:
-            start = calendar[0] if pair[0] is None else pd.Timestamp(pair[0]).to_datetime64().astype("datetime64[D]")
-            end = calendar[-1] if pair[1] is None else pd.Timestamp(pair[1]).to_datetime64().astype("datetime64[D]")
+            start, end = (edge if date is None else _day(date) for date, edge in zip(pair, (calendar[0], calendar[-1])))
         except (ValueError, TypeError) as error:
             raise ConfigError(f"segment {name!r} is {pair!r}: not dates ({error})") from error
         first, last = int(np.searchsorted(calendar, start)), int(np.searchsorted(calendar, end, side="right")) - 1
@@ -57,6 +69,16 @@ def segment_positions(segments: dict, calendar: np.ndarray) -> dict[str, tuple[i
             raise ConfigError(f"segments {name!r} and {following!r} overlap from {calendar[first]} to "
                               f"{calendar[min(last, found[following][1])]}: each day belongs to one segment")
     return found
+
+
+def _day(value) -> np.datetime64:
+    """A date as datetime64[D]; raises ValueError or TypeError for what is none (a bare number counts nanoseconds to pandas)."""
+    if isinstance(value, (bool, int, float)):
+        raise TypeError(f"{value!r} is a number; write it as 2018-01-31")
+    day = pd.Timestamp(value).to_datetime64().astype("datetime64[D]")
+    if np.isnat(day):
+        raise ValueError(f"{value!r} is empty")
+    return day
 
 
 def trim_segments(positions: dict[str, tuple[int, int]], offset: int, calendar: np.ndarray) -> dict[str, tuple[int, int]]:
