@@ -157,5 +157,5 @@ def test_no_machine_path_or_registry_in_tracked_files():
             found += [f"{name}:{number}: {line.strip()}" for number, line in enumerate(path.read_text().splitlines(), 1)
                       if pattern.search(line)]
     assert not found, "\n".join(found)
-    for planted in ('open("/tm' 'p/x")', "cd /wo" "rk/main", "--extra-index" "-url https://example.org"):
+    for planted in ('open("/tm' 'p/x")', "cd /wo" "rk/main", "--extra" "-index-u" "rl https://example.org"):
         assert pattern.search(planted)
