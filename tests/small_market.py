@@ -7,7 +7,7 @@ from qlib.data.dataset.handler import DataHandlerLP
 from qlib.data.dataset.loader import QlibDataLoader
 
 from qlib_ext.data.handler import LeanHandler
-from qlib_ext.demo.market import make_market
+from qlib_ext.demo.market import Market, make_market
 from qlib_ext.demo.tables import write_tables
 from qlib_ext.store.ingest import ingest
 
@@ -18,10 +18,15 @@ SEGMENTS = {"train": ["2015-03-02", "2015-12-31"], "valid": ["2016-01-01", "2016
 
 
 @lru_cache(maxsize=None)
-def build_store(folder: Path) -> Path:
+def market() -> Market:
     """90 stocks, two years, indices of 12, 20 and 40 members."""
-    market = make_market(stocks=90, end="2016-12-30", index_sizes=(12, 20, 40))
-    ingest(write_tables(market, folder / "tables"), folder / "store", generated=True)
+    return make_market(stocks=90, end="2016-12-30", index_sizes=(12, 20, 40))
+
+
+@lru_cache(maxsize=None)
+def build_store(folder: Path) -> Path:
+    """The market as a store."""
+    ingest(write_tables(market(), folder / "tables"), folder / "store", generated=True)
     return folder / "store"
 
 
