@@ -11,6 +11,41 @@ from torch.nn import functional
 from qlib_ext.errors import ConfigError
 
 
+def random_keep(shape: torch.Size, dropout: float) -> tuple[torch.Tensor, float]:
+    """A CPU mask that keeps each element with probability 1 - dropout (in steps of 1/256 where that is exact, else of 2^-16).
+
+    Torch draws one generator step an element; here one 64-bit draw serves four or eight, which makes training with attention
+    dropout on the CPU about a third faster. Depends on torch's global seed.
+
+    Returns:
+        bool tensor of `shape`, and the exact probability of keeping.
+    """
+    bits, dtype = (8, torch.int8) if float(dropout * 256).is_integer() else (16, torch.int16)
+    dropped = round(dropout * 2**bits)
+    count = math.prod(shape)
+    draws = torch.empty(-(-count * bits // 64), dtype=torch.int64).random_(-2**63, None)
+    keep = draws.view(dtype)[:count].view(shape) >= dropped - 2 ** (bits - 1)
+    return keep, 1 - dropped / 2**bits
+
+
+class Dropout(nn.Module):
+    """`nn.Dropout`, faster on the CPU (see `random_keep`)."""
+
+    def __init__(self, dropout: float):
+        super().__init__()
+        if not 0 <= dropout < 1:
+            raise ConfigError(f"dropout={dropout} must lie in [0, 1)")
+        self.dropout = dropout
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training or self.dropout == 0:
+            return x
+        if x.device.type != "cpu":
+            return functional.dropout(x, self.dropout)
+        keep, probability = random_keep(x.shape, self.dropout)
+        return torch.where(keep, x, 0.0) / probability
+
+
 class FeatureGate(nn.Module):
     """Rescales features by the state of the market: ``a(m) = F * softmax((W m + b) / beta)``, so that ``sum a = F``.
 
@@ -60,7 +95,7 @@ class SelfAttention(nn.Module):
         super().__init__()
         if d_model % heads:
             raise ConfigError(f"d_model={d_model} must be divisible by the number of heads, {heads}")
-        self.heads, self.dropout, self.fused = heads, dropout, fused
+        self.heads, self.fused, self.dropout = heads, fused, Dropout(dropout)
         self.scale = (d_model // heads) ** -0.5 if scaled else 1.0
         self.query = nn.Linear(d_model, d_model, bias=False)
         self.key = nn.Linear(d_model, d_model, bias=False)
@@ -68,13 +103,19 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         query, key, value = (self._split(layer(x)) for layer in (self.query, self.key, self.value))
-        dropout = self.dropout if self.training else 0.0
         if self.fused:
+            dropout = self.dropout.dropout if self.training else 0.0
             mixed = functional.scaled_dot_product_attention(query, key, value, dropout_p=dropout, scale=self.scale)
         else:
-            weight = torch.softmax(query @ key.transpose(-2, -1) * self.scale, dim=-1)
-            mixed = functional.dropout(weight, dropout, self.training) @ value
+            mixed = self._mix(torch.softmax(query * self.scale @ key.transpose(-2, -1), dim=-1), value)
         return mixed.transpose(1, 2).reshape(x.shape)
+
+    def _mix(self, weight: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+        """``dropout(weight) @ value``; on the CPU the division by the probability of keeping waits for the smaller product."""
+        if not self.training or self.dropout.dropout == 0 or weight.device.type != "cpu":
+            return self.dropout(weight) @ value
+        keep, probability = random_keep(weight.shape, self.dropout.dropout)
+        return torch.where(keep, weight, 0.0) @ value / probability
 
     def _split(self, x: torch.Tensor) -> torch.Tensor:
         b, s, d = x.shape
@@ -89,8 +130,7 @@ class EncoderBlock(nn.Module):
         self.norm_in = nn.LayerNorm(d_model)
         self.attention = SelfAttention(d_model, heads, dropout, scaled, fused)
         self.norm_out = nn.LayerNorm(d_model)
-        self.feed = nn.Sequential(nn.Linear(d_model, d_model), nn.ReLU(), nn.Dropout(dropout), nn.Linear(d_model, d_model),
-                                  nn.Dropout(dropout))
+        self.feed = nn.Sequential(nn.Linear(d_model, d_model), nn.ReLU(), Dropout(dropout), nn.Linear(d_model, d_model), Dropout(dropout))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.norm_in(x)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from qlib_ext.errors import ConfigError
-from qlib_ext.models.layers import EncoderBlock, FeatureGate, PositionCode, SelfAttention, TemporalPooling
+from qlib_ext.models.layers import Dropout, EncoderBlock, FeatureGate, PositionCode, SelfAttention, TemporalPooling, random_keep
 
 
 def random(*shape, seed=0):
@@ -113,3 +113,44 @@ def test_pooling_is_a_mean_weighted_by_likeness_to_the_last_lag():
     np.testing.assert_allclose(layer(z).detach().numpy(), expected, atol=1e-12)
     same = z[:, :1].expand(3, 6, 4)
     torch.testing.assert_close(layer(same), same[:, 0])
+
+
+@pytest.mark.parametrize("dropout", (0.1, 0.25, 0.5, 0.9))
+def test_fast_dropout_keeps_with_the_stated_probability_and_independently(dropout):
+    torch.manual_seed(3)
+    keep, probability = random_keep(torch.Size((1000, 801)), dropout)
+    assert abs(probability - (1 - dropout)) <= 2**-17
+    bound = 5 * (dropout * (1 - dropout) / keep.numel()) ** 0.5
+    assert abs(keep.double().mean().item() - probability) < bound
+    flat = keep.double().flatten() - probability
+    for lag in (1, 2, 3, 4, 8, 801):  # elements that share a 64-bit draw are independent too
+        assert abs((flat[lag:] * flat[:-lag]).mean().item()) < 5 * dropout * (1 - dropout) / keep.numel() ** 0.5
+
+
+def test_dropout_scales_what_it_keeps_and_follows_the_seed():
+    layer, x = Dropout(0.3), torch.ones(200, 300, requires_grad=True)
+    torch.manual_seed(1)
+    first = layer(x)
+    torch.manual_seed(1)
+    second = layer(x)
+    assert torch.equal(first, second) and not torch.equal(first, layer(x))
+    assert set(first.unique().tolist()) == {0.0, first.max().item()} and abs(first.mean().item() - 1) < 0.01
+    first.sum().backward()
+    assert torch.equal(x.grad, first.detach())
+    assert torch.equal(layer.eval()(x), x)
+
+
+def test_attention_dropout_has_the_expected_mean():
+    torch.manual_seed(0)
+    attention = SelfAttention(8, 2, 0.5)
+    x = torch.randn(3, 6, 8)
+    expected = attention.eval()(x)
+    attention.train()
+    mean = torch.stack([attention(x) for _ in range(4000)]).mean(0)
+    assert (mean - expected).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("dropout", (-0.1, 1.0))
+def test_dropout_out_of_range(dropout):
+    with pytest.raises(ConfigError, match="dropout"):
+        Dropout(dropout)
