@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 
 import numpy as np
 import pandas as pd
@@ -16,10 +17,12 @@ from qlib.utils import init_instance_by_config
 from qlib_ext.data.panel import MISSING_ROWS, Block, Panel
 from qlib_ext.data.segments import label_offset, segment_positions, trim_segments
 from qlib_ext.data.universe import universe_grid, universe_mask
-from qlib_ext.errors import ConfigError, DataError
+from qlib_ext.errors import ConfigError, DataError, ExtError
 from qlib_ext.store.metadata import check_store, fingerprint
 
 logger = get_module_logger("qlib_ext.dataset")
+_NO_RAW_LABEL = ("{} drops its raw labels (drop_raw: true), and evaluation needs them: use the handlers of qlib_ext.data.handler, "
+                 "or drop_raw: false")
 
 
 class PanelDatasetH(DatasetH):
@@ -45,19 +48,27 @@ class PanelDatasetH(DatasetH):
     """
 
     def __init__(self, handler, segments: dict, universe: str | None = None, window: int = 8, missing_rows: str = "nan",
-                 aux: dict | None = None, embargo: str | int = "auto", keep_frames: bool = True, fetch_kwargs: dict | None = None):
+                 aux: dict | None = None, embargo: str | int = "auto", keep_frames: bool = True, fetch_kwargs: dict | None = None,
+                 **unknown):
+        if unknown:
+            valid = sorted(set(inspect.signature(PanelDatasetH.__init__).parameters) - {"self", "unknown"})
+            raise ConfigError(f"PanelDatasetH does not take {sorted(unknown)}; valid keywords: {valid}")
         if missing_rows not in MISSING_ROWS:
             raise ConfigError(f"missing_rows={missing_rows!r} is unknown; choose one of {MISSING_ROWS}")
-        if not isinstance(window, int) or window < 1:
+        if type(window) is not int or window < 1:
             raise ConfigError(f"window={window!r} must be a whole number of days, at least 1")
-        if not (embargo == "auto" or isinstance(embargo, int)):
+        if embargo != "auto" and (type(embargo) is not int or embargo < 0):
             raise ConfigError(f"embargo={embargo!r}: 'auto' or a number of trading days")
+        if not isinstance(segments, dict) or not segments:
+            raise ConfigError(f"segments={segments!r}: give name: [start, end] pairs")
         check_store(C.dpm.get_data_uri("day"))
         self.universe, self.window, self.missing_rows = universe, window, missing_rows
         self.embargo, self.keep_frames = embargo, keep_frames
-        self.aux = {name: init_instance_by_config(copy.deepcopy(config)) for name, config in (aux or {}).items()}
+        self.aux = _aux_loaders(aux or {})
         handler, loaded = _unloaded(handler)
         _check_processors(handler)
+        if handler.drop_raw and type(handler)._get_df_by_key is DataHandlerLP._get_df_by_key:
+            raise ConfigError(_NO_RAW_LABEL.format(type(handler).__name__))
         self.asked_segments = dict(segments)
         trimmed = self._trim(handler, self.asked_segments)
         if universe is not None:
@@ -143,8 +154,7 @@ class PanelDatasetH(DatasetH):
             _release(handler)
         days, instruments = index.days, index.instruments
         universe = np.ones(index.rows.shape, bool) if self.universe is None else universe_grid(days, instruments, self.universe)
-        segments = {name: segment_positions({name: pair}, days)[name] for name, pair in self.segments.items()}
-        segments = {name: (first, last + 1) for name, (first, last) in segments.items()}
+        segments = {name: _loaded_span(name, pair, days) for name, pair in self.segments.items()}
         panel = Panel(blocks={"stock": block}, rows=index.rows, days=days, instruments=instruments, universe=universe, label=label,
                       label_eval=label_eval, label_raw=label_raw, label_names=[str(c) for c in learned.columns],
                       day_aux={name: np.asarray(loader.load(days)[0], np.float32) for name, loader in self.aux.items()},
@@ -167,6 +177,8 @@ class _RowIndex:
     """Where each row of a frame indexed by (datetime, instrument) stands on the calendar and in the list of instruments."""
 
     def __init__(self, index: pd.MultiIndex):
+        if len(index) == 0:
+            raise DataError("the handler loaded no rows: check its instruments and dates")
         index = index.remove_unused_levels()
         level, codes = index.levels[index.names.index("datetime")], index.codes[index.names.index("datetime")]
         days = level.values.astype("datetime64[D]")
@@ -187,15 +199,35 @@ class _RowIndex:
         self.index = index
 
     def align(self, frame: pd.DataFrame) -> np.ndarray:
-        """``[r+1, h]`` float32 in this index' row order; NaN for rows the frame lacks and in the last row."""
+        """``[r+1, h]`` float32 in this index' row order; NaN for rows the frame lacks and in the last row.
+
+        Rows of the frame that this index lacks (dropped by an inference processor) are left out.
+        """
         aligned = np.full((len(self.index) + 1, frame.shape[1]), np.nan, np.float32)
         if frame.index is self.index or (len(frame) == len(self.index) and frame.index.equals(self.index)):
             aligned[:-1] = frame.to_numpy(np.float32)
             return aligned
         other = _RowIndex(frame.index)
-        day, stock = np.searchsorted(self.days, other.days), np.searchsorted(self.instruments, other.instruments)
-        aligned[self.rows[day[other.day], stock[other.stock]]] = frame.to_numpy(np.float32)
+        day, stock = _place(other.days, self.days)[other.day], _place(other.instruments, self.instruments)[other.stock]
+        row = np.where((day >= 0) & (stock >= 0), self.rows[day, stock], -1)
+        aligned[row[row >= 0]] = frame.to_numpy(np.float32)[row >= 0]
         return aligned
+
+
+def _place(wanted: np.ndarray, ordered: np.ndarray) -> np.ndarray:
+    """Position of each wanted value in an ordered array; -1 where it is not there."""
+    found = np.minimum(np.searchsorted(ordered, wanted), len(ordered) - 1)
+    return np.where(ordered[found] == wanted, found, -1)
+
+
+def _loaded_span(name: str, pair, days: np.ndarray) -> tuple[int, int]:
+    """(first, last + 1) of a segment among the loaded days."""
+    try:
+        first, last = segment_positions({name: pair}, days)[name]
+    except ConfigError as error:
+        raise ConfigError(f"segment {name!r} [{pair[0]:%Y-%m-%d}, {pair[1]:%Y-%m-%d}] lies outside what the handler loaded "
+                          f"({days[0]} to {days[-1]}): change the handler's start_time and end_time") from error
+    return first, last + 1
 
 
 def _table(frame: pd.DataFrame) -> np.ndarray:
@@ -225,8 +257,7 @@ def _labels(handler, data_key: str) -> pd.DataFrame:
     try:
         return handler.label_frame(data_key) if hasattr(handler, "label_frame") else handler._get_df_by_key(data_key)[["label"]]
     except AttributeError as error:
-        raise ConfigError(f"{type(handler).__name__} dropped its raw labels (drop_raw: true), and evaluation needs them: use the "
-                          "handlers of qlib_ext.data.handler, or drop_raw: false") from error
+        raise ConfigError(_NO_RAW_LABEL.format(type(handler).__name__)) from error
 
 
 def _check_processors(handler) -> None:
@@ -237,12 +268,29 @@ def _check_processors(handler) -> None:
                               "features: give it fields_group: label, or move it to infer_processors")
 
 
+def _aux_loaders(aux: dict) -> dict:
+    """The loaders of an `aux` section; they are made here and load later."""
+    if not isinstance(aux, dict):
+        raise ConfigError(f"aux={aux!r}: give name: {{class, module_path, kwargs}}")
+    loaders = {}
+    for name, config in aux.items():
+        try:
+            loaders[name] = init_instance_by_config(copy.deepcopy(config))
+        except ExtError:
+            raise
+        except Exception as error:  # Qlib gives what the import or the call raised
+            raise ConfigError(f"aux {name!r} cannot be made from {config!r}: {type(error).__name__}: {error}") from error
+        if not callable(getattr(loaders[name], "load", None)):
+            raise ConfigError(f"aux {name!r} is a {type(loaders[name]).__name__}, which has no load(days)")
+    return loaders
+
+
 def _unloaded(handler):
     """(handler, whether its data are loaded): a configuration is built without loading, so that faults show first."""
     if not isinstance(handler, dict):
         return init_instance_by_config(handler, accept_types=DataHandlerLP), True
     config = copy.deepcopy(handler)
-    config.setdefault("kwargs", {})["init_data"] = False
+    config["kwargs"] = {**(config.get("kwargs") or {}), "init_data": False}
     handler = init_instance_by_config(config, accept_types=DataHandlerLP)
     return handler, False
 
