@@ -26,8 +26,8 @@ else
 fi
 
 # Small sizes for a machine without a GPU; the workflow file itself carries the published ones.
-: "${QLIB_EXT_D_MODEL:=32}" "${QLIB_EXT_EPOCHS:=6}" "${QLIB_EXT_LR:=0.0005}" "${QLIB_EXT_PATIENCE:=3}" "${QLIB_EXT_DROPOUT:=0.2}"
-: "${QLIB_EXT_DAYS_PER_EPOCH:=250}" "${QLIB_EXT_SEED:=0}" "${QLIB_EXT_DEVICE:=auto}"
+: "${QLIB_EXT_D_MODEL:=32}" "${QLIB_EXT_EPOCHS:=5}" "${QLIB_EXT_LR:=0.001}" "${QLIB_EXT_PATIENCE:=3}" "${QLIB_EXT_DROPOUT:=0.5}"
+: "${QLIB_EXT_DAYS_PER_EPOCH:=320}" "${QLIB_EXT_SEED:=0}" "${QLIB_EXT_DEVICE:=auto}"
 say "Sizes of this run (set them yourself to change them; published values in the workflow file):"
 for name in D_MODEL EPOCHS LR PATIENCE DROPOUT DAYS_PER_EPOCH SEED DEVICE; do
     variable="QLIB_EXT_$name"

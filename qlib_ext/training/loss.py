@@ -174,7 +174,9 @@ class WeightedMSE(Loss):
     ============= ============================================================ ===========================================
 
     The weights depend on the label through its ranks only. A label-dependent weight moves the minimiser to `E[w y|x] / E[w|x]`,
-    above `E[y|x]`: judge it by ranks and by the top group, not by its own value. Large `half_life` gives the plain MSE.
+    above `E[y|x]`, and most for the stocks with the widest outcomes: the score drifts towards volatility. "prediction" weighs by the
+    score alone and leaves the minimiser where it is; the workflows use it (README has the comparison). Large `half_life` gives the
+    plain MSE.
 
     Args:
         form: one of the four.
