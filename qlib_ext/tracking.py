@@ -1,5 +1,6 @@
 """Where runs are kept: an experiment manager for a local sqlite file, with the artefacts beside it."""
 
+import fcntl
 import re
 from pathlib import Path
 
@@ -43,11 +44,15 @@ class SqliteExpManager(MLflowExpManager):
 
     @property
     def client(self):
-        """MLflow's client; the folder of the database exists once it is asked for."""
+        """MLflow's client; once it is asked for, the database is there. Two runs that start together wait for each other, since
+        MLflow fails when two processes make its tables at the same time."""
         path = database_path(self.uri)
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        return super().client
+        if path is None:
+            return super().client
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path.with_name(f".{path.name}.lock"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            return super().client
 
     def artifact_location(self, experiment_name: str) -> str | None:
         """Folder for a new experiment's artefacts; None (MLflow's choice) where there is no local database."""

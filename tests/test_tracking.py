@@ -1,5 +1,7 @@
 """The experiment manager for a sqlite file that need not exist yet."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,3 +48,20 @@ def test_another_folder_for_artefacts(tmp_path, monkeypatch):
     assert manager.artifact_location("x") == str(tmp_path / "big disk" / "x")
     monkeypatch.setitem(C, "exp_manager", {"kwargs": {}})
     assert SqliteExpManager("http://localhost:5000").artifact_location("x") is None
+
+
+def test_runs_that_start_together_share_a_new_database(tmp_path):
+    """Without the lock MLflow's table creation fails in one of them."""
+    code = ("import sys\nfrom qlib.config import C\nC['exp_manager'] = {'kwargs': {}}\n"
+            "from qlib_ext.tracking import SqliteExpManager\n"
+            "m = SqliteExpManager(sys.argv[1])\nprint('ready', flush=True)\nsys.stdin.readline()\nm.client.search_experiments()\n")
+    runs = [subprocess.Popen([sys.executable, "-c", code, f"sqlite:///{tmp_path}/new/t.db"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                             stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    for run in runs:
+        assert run.stdout.readline().strip() == "ready"
+    for run in runs:  # all at once
+        run.stdin.write("go\n")
+        run.stdin.flush()
+    for run in runs:
+        errors = run.communicate(timeout=240)[1]
+        assert run.returncode == 0, errors[-2000:]
