@@ -8,6 +8,7 @@ import inspect
 import json
 import os
 import platform
+import shutil
 import sys
 import tempfile
 import time
@@ -22,8 +23,8 @@ from qlib_ext.data.panel import Panel
 from qlib_ext.data.sampler import DaySampler
 from qlib_ext.errors import ConfigError, DataError, NotFittedError, ShapeError
 from qlib_ext.training.loss import make_loss
-from qlib_ext.training.rule import make_rule
-from qlib_ext.training.trainer import History, Trainer
+from qlib_ext.training.rule import make_rule, one_score
+from qlib_ext.training.trainer import History, Trainer, pick_device
 
 try:
     from qlib.model.base import Model
@@ -96,7 +97,9 @@ class TorchModel(Model):
         Raises:
             DataError, ShapeError, ConfigError: no such checkpoint; other widths; other options than this model's.
         """
-        stored = _read_saved(path)
+        stored = read_checkpoint(path)
+        if not {"class", "net_options", "sizes", "weights"} <= set(stored):
+            raise DataError(f"checkpoint {path} was not written by TorchModel.save (nor is it a published one this model knows)")
         self.check_sizes(path, stored["sizes"], sizes)
         other = {k: (v, self.net_options.get(k)) for k, v in stored["net_options"].items()
                  if k not in sizes and self.net_options.get(k) != v and k != "dropout"}
@@ -158,7 +161,9 @@ class TorchModel(Model):
 
     def _fit_key(self, panel: Panel, net) -> str:
         options = {key: value for key, value in self.options["trainer"].items() if key not in ("progress", "threads", "resume")}
-        content = [type(self).__name__, __version__, self.net_options, {**self.options, "trainer": options}, panel.meta, panel.segments]
+        kinds = [type(self), self.net_class, type(self.rule), type(self.rule.loss)]
+        content = [[f"{kind.__module__}.{kind.__qualname__}" for kind in kinds], [_source(kind) for kind in kinds], __version__,
+                   torch.__version__, self.net_options, {**self.options, "trainer": options}, panel.meta, panel.segments]
         digest = hashlib.blake2b(json.dumps(content, sort_keys=True, default=repr).encode(), digest_size=16)
         digest.update(panel.digest().encode())
         for name, weight in sorted(net.state_dict().items()):  # the start: seed, or checkpoint
@@ -182,18 +187,22 @@ class TorchModel(Model):
 
         Raises:
             NotFittedError: before `fit`.
-            ShapeError: the panel's widths are not those of the fit; the network gives more than one number a stock.
+            ShapeError: the panel's widths are not those of the fit.
+            ConfigError: the device of the configuration is not on this machine.
         """
         if not hasattr(self, "net_"):
             raise NotFittedError(f"{type(self).__name__} has no weights yet: call fit, or load a saved model")
         self.check_sizes("in memory", self.sizes_, self.sizes(panel))
+        device = pick_device(self.trainer.device_name)
+        net, column = self.net_.to(device), getattr(self.rule.loss, "horizon", None)
         days, stocks, scores = [], [], []
-        for batch, output in self.rule.predict(self.net_, DaySampler(panel)):
-            if output.shape not in {(len(batch.stocks),), (len(batch.stocks), 1)}:
-                raise ShapeError(f"a score is one number a stock; {self.net_class.__name__} gave {tuple(output.shape)}")
-            days.append(np.full(len(batch.stocks), batch.day))
-            stocks.append(batch.stocks)
-            scores.append(output.reshape(-1).cpu().numpy())
+        try:
+            for batch, output in self.rule.predict(net, DaySampler(panel, device)):
+                days.append(np.full(len(batch.stocks), batch.day))
+                stocks.append(batch.stocks)
+                scores.append(one_score(output, column).cpu().numpy())
+        finally:
+            self.net_ = net.cpu()
         if not days:
             return np.empty(0, int), np.empty(0, int), np.empty(0, np.float32)
         return np.concatenate(days), np.concatenate(stocks), np.concatenate(scores)
@@ -222,7 +231,13 @@ class TorchModel(Model):
         return state
 
     def __setstate__(self, state: dict) -> None:
-        TorchModel.__init__(self, state["net_options"], **state["options"])
+        options, device = state["options"], state["options"]["trainer"].get("device", "auto")
+        try:
+            pick_device(device)
+        except ConfigError:  # trained on a GPU, opened on a machine without it
+            print(f"{type(self).__name__} was made for device {device!r}, which is not here: device auto", file=sys.stderr)
+            options = {**options, "trainer": {**options["trainer"], "device": "auto"}}
+        TorchModel.__init__(self, state["net_options"], **options)
         if "weights" in state:
             self.sizes_, self.run_card_ = state["sizes"], state["run_card"]
             self.history_ = History(**state["history"])
@@ -249,16 +264,28 @@ class TorchModel(Model):
         aside.replace(path)
 
 
-def _read_saved(path: str | Path) -> dict:
+def read_checkpoint(path: str | Path) -> dict:
+    """What a checkpoint file holds, on the CPU.
+
+    Raises:
+        DataError: absent, unreadable, or something else than a dict (of tensors, or what `TorchModel.save` writes).
+    """
     if not Path(path).is_file():
-        raise DataError(f"checkpoint {path} does not exist")
+        raise DataError(f"checkpoint {path} does not exist; give the path of a saved state dict")
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise DataError(f"checkpoint {path} cannot be read ({type(error).__name__}: {error})") from error
-    if not isinstance(stored, dict) or not {"class", "net_options", "sizes", "weights"} <= set(stored):
-        raise DataError(f"checkpoint {path} was not written by TorchModel.save (nor is it a published one this model knows)")
+        raise DataError(f"checkpoint {path} cannot be read as a state dict ({type(error).__name__}: {error})") from error
+    if not isinstance(stored, dict):
+        raise DataError(f"checkpoint {path} holds a {type(stored).__name__}, not a state dict")
     return stored
+
+
+def _source(kind: type) -> str:
+    try:
+        return inspect.getsource(kind)
+    except (OSError, TypeError):  # defined in a session
+        return ""
 
 
 def _panel_of(dataset, segment=None) -> Panel:
@@ -283,9 +310,7 @@ def _state_file(key: str, trainer: Trainer):
             yield None
             return
         yield folder / "state.pt"
-        for name in ("state.pt", "lock"):
-            (folder / name).unlink(missing_ok=True)
-    folder.rmdir()
+        shutil.rmtree(folder, ignore_errors=True)  # with what a killed fit may have left half-written
 
 
 def _active_recorder():

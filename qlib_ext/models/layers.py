@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from qlib_ext.errors import ConfigError
+from qlib_ext.errors import ConfigError, ShapeError
 
 
 def random_keep(shape: torch.Size, dropout: float) -> tuple[torch.Tensor, float]:
@@ -77,6 +77,8 @@ class PositionCode(nn.Module):
         self.register_buffer("code", code)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if x.shape[1] > len(self.code):
+            raise ShapeError(f"windows of {x.shape[1]} days, but the position code reaches {len(self.code)}: use a shorter window")
         return x + self.code[:x.shape[1]]
 
 

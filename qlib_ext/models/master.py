@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from qlib_ext.errors import ConfigError, DataError, ShapeError
-from qlib_ext.models.base import TorchModel
+from qlib_ext.models.base import TorchModel, read_checkpoint
 from qlib_ext.models.layers import EncoderBlock, FeatureGate, PositionCode, TemporalPooling
 
 
@@ -95,30 +95,13 @@ def _published_names() -> list[tuple[str, str]]:
 _PUBLISHED = _published_names()
 
 
-def read_state(path: str | Path) -> dict[str, torch.Tensor]:
-    """A state dict from a file, on the CPU.
-
-    Raises:
-        DataError: absent, unreadable, or something else than a dict of tensors.
-    """
-    if not Path(path).is_file():
-        raise DataError(f"checkpoint {path} does not exist; give the path of a saved state dict")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise DataError(f"checkpoint {path} cannot be read as a state dict ({type(error).__name__}: {error})") from error
-    if not isinstance(state, dict):
-        raise DataError(f"checkpoint {path} holds a {type(state).__name__}, not a state dict")
-    return state
-
-
 def published_state(path: str | Path) -> dict[str, torch.Tensor]:
     """A state dict of MASTER's authors under the names of `MASTERNet`.
 
     Raises:
         DataError: tensors are missing, or there are others (both are named).
     """
-    published, names = read_state(path), dict(_PUBLISHED)
+    published, names = read_checkpoint(path), dict(_PUBLISHED)
     for what, found in (("missing", set(names) - set(published)), ("unexpected", set(published) - set(names))):
         if found:
             raise DataError(f"{path}: not a published MASTER state dict; tensors {what}: {sorted(found)[:5]}"
@@ -178,7 +161,7 @@ class MASTER(TorchModel):
         Raises:
             ConfigError: `d_model` is not the checkpoint's.
         """
-        if "feature_gate.trans.weight" not in read_state(path):
+        if "feature_gate.trans.weight" not in read_checkpoint(path):
             return super().load_net(path, sizes)
         state = published_state(path)
         d_feat, d_market = state["gate.linear.weight"].shape

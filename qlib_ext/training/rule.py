@@ -103,6 +103,13 @@ def forward(net: torch.nn.Module, batch: Batch) -> torch.Tensor:
     return output
 
 
+def one_score(output: torch.Tensor, horizon: int | None) -> torch.Tensor:
+    """One number a stock ``[n]`` from an output ``[n]`` or ``[n, h]``: the horizon the loss learns, or the mean of all it learns."""
+    if output.ndim == 1:
+        return output
+    return output[:, horizon] if horizon is not None and output.shape[1] > 1 else output.mean(dim=1)
+
+
 def _fill(x):
     if isinstance(x, dict):
         return {name: _fill(value) for name, value in x.items()}

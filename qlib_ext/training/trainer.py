@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import inspect
+import numbers
 import os
 import time
 from dataclasses import dataclass, field
@@ -16,7 +18,7 @@ from qlib_ext.data.panel import Panel
 from qlib_ext.data.sampler import DaySampler, epoch_order
 from qlib_ext.errors import ConfigError, DataError
 from qlib_ext.report.metrics import ic, rank_ic
-from qlib_ext.training.rule import Rule
+from qlib_ext.training.rule import Rule, one_score
 
 METRICS = {"rank_ic": 1.0, "ic": 1.0, "loss": -1.0}
 
@@ -35,7 +37,7 @@ class Trainer:
     """Fits a network with a rule.
 
     Args:
-        optimizer: name of a `torch.optim` class, any case (``adam``, ``adamw``, ``sgd`` ...).
+        optimizer: name of a `torch.optim` class that takes lr and weight_decay, any case (``adam``, ``adamw``, ``sgd`` ...).
         lr, weight_decay: passed to it.
         epochs: at most this many; 0 keeps the weights as they are.
         patience: stop after this many epochs without a better validation metric; None never stops.
@@ -59,12 +61,14 @@ class Trainer:
         self.optimizer_class = _optimizer_class(optimizer)
         if metric not in METRICS:
             raise ConfigError(f"trainer metric {metric!r} is unknown; choose one of {sorted(METRICS)}")
-        for name, value in {"lr": lr, "clip_value": clip_value, "clip_norm": clip_norm, "days_per_epoch": days_per_epoch,
-                            "patience": patience, "threads": threads}.items():
-            if value is not None and not value > 0:
-                raise ConfigError(f"trainer {name}={value!r} must be positive")
-        if epochs < 0 or weight_decay < 0:
-            raise ConfigError(f"trainer epochs={epochs} and weight_decay={weight_decay} must not be negative")
+        for name, value in {"clip_value": clip_value, "clip_norm": clip_norm}.items():
+            _check_number(name, value, numbers.Real, optional=True)
+        for name, value in {"days_per_epoch": days_per_epoch, "patience": patience, "threads": threads}.items():
+            _check_number(name, value, numbers.Integral, optional=True)
+        _check_number("lr", lr, numbers.Real)
+        _check_number("weight_decay", weight_decay, numbers.Real, zero=True)
+        for name, value in {"epochs": epochs, "seed": seed}.items():
+            _check_number(name, value, numbers.Integral, zero=True)
         self.lr, self.weight_decay, self.epochs, self.patience, self.metric = lr, weight_decay, epochs, patience, metric
         self.clip_value, self.clip_norm, self.seed, self.device_name = clip_value, clip_norm, int(seed), device
         self.days_per_epoch, self.progress, self.threads, self.resume = days_per_epoch, progress, threads, resume
@@ -78,7 +82,8 @@ class Trainer:
             net: moved to the device.
             train, valid: views; the training view must have been made with ``training=True``.
             state_file: where the state of the last finished epoch is kept until the fit ends; a state found there is resumed.
-            on_epoch: called as ``on_epoch(epoch, metrics)`` after every epoch, e.g. to log into a recorder.
+            on_epoch: called as ``on_epoch(epoch, metrics)`` after every epoch, e.g. to log into a recorder; a resumed fit calls it
+                for the epochs before the interruption too.
 
         Raises:
             DataError: no labelled training day, no labelled validation day, or a loss that is not finite (with its date).
@@ -94,7 +99,11 @@ class Trainer:
             raise DataError(f"no labelled day in the validation span {_span(valid)}; check label, universe and segments")
         run = _Run(self, net, rule, device, state_file)
         samplers = DaySampler(train, device), (None if valid is None else DaySampler(valid, device))
-        for epoch in range(run.resume(), self.epochs):
+        first = run.resume()
+        for epoch, row in enumerate(run.history.epochs):
+            if on_epoch is not None:
+                on_epoch(epoch, row)
+        for epoch in range(first, self.epochs):
             if run.exhausted():
                 break
             started = time.perf_counter()
@@ -137,7 +146,11 @@ class _Run:
         self.state_file = Path(state_file) if state_file is not None and trainer.resume else None
         self.parameters = [p for p in [*net.parameters(), *rule.parameters()] if p.requires_grad]
         options = {"lr": trainer.lr, "weight_decay": trainer.weight_decay}
-        self.optimizer = trainer.optimizer_class(self.parameters, **options) if self.parameters else None
+        try:
+            self.optimizer = trainer.optimizer_class(self.parameters, **options) if self.parameters else None
+        except ValueError as error:  # Muon, for one, takes matrices only
+            raise ConfigError(f"optimizer {trainer.optimizer_class.__name__.lower()!r} refuses this network or its options: {error}") \
+                from error
         self.history, self.best, self.best_value = History(), None, -np.inf
 
     def resume(self) -> int:
@@ -191,15 +204,20 @@ class _Run:
 
 
 def evaluate(net: torch.nn.Module, rule: Rule, sampler: DaySampler) -> dict[str, float]:
-    """Mean over days of the loss (evaluation labels), IC and RankIC (raw labels of the first horizon); NaN without any."""
+    """Mean over days of the loss (evaluation labels), and of IC and RankIC of the score (raw labels); NaN without any.
+
+    The raw label is that of the horizon the loss learns; a loss that learns all of them has the mean over horizons.
+    """
+    horizon = getattr(rule.loss, "horizon", None)
     losses, ics, rank_ics = [], [], []
     for batch, output in rule.predict(net, sampler):
         if int(batch.mask.sum()) >= 2:
             losses.append(float(rule.loss(output, batch)))
-        score = (output if output.ndim == 1 else output[:, 0]).double().cpu().numpy()
-        raw = batch.y_raw[:, 0].double().cpu().numpy()
-        ics.append(ic(score, raw))
-        rank_ics.append(rank_ic(score, raw))
+        score = one_score(output, horizon).cpu().double().numpy()
+        raw = batch.y_raw.cpu().double().numpy()
+        for column in range(raw.shape[1]) if horizon is None else (horizon,):
+            ics.append(ic(score, raw[:, column]))
+            rank_ics.append(rank_ic(score, raw[:, column]))
     return {"valid_loss": _mean(losses), "valid_ic": _mean(ics), "valid_rank_ic": _mean(rank_ics)}
 
 
@@ -213,7 +231,7 @@ def pick_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise ConfigError(f"device {name!r} is unknown; choose auto, cpu, cuda:k or mps") from error
     available = {"cpu": True, "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
                  "mps": torch.backends.mps.is_available()}
@@ -224,10 +242,21 @@ def pick_device(name: str) -> torch.device:
 
 def _optimizer_class(name: str):
     known = {key.lower(): value for key, value in vars(torch.optim).items()
-             if isinstance(value, type) and issubclass(value, torch.optim.Optimizer) and value is not torch.optim.Optimizer}
+             if isinstance(value, type) and issubclass(value, torch.optim.Optimizer)
+             and {"lr", "weight_decay"} <= set(inspect.signature(value).parameters)}
     if str(name).lower() not in known:
         raise ConfigError(f"optimizer {name!r} is unknown; choose one of {sorted(known)}")
     return known[name.lower()]
+
+
+def _check_number(name: str, value, kind: type, zero: bool = False, optional: bool = False) -> None:
+    """Raises ConfigError unless `value` is a positive number of the kind (or zero, or None where that is allowed)."""
+    if value is None and optional:
+        return
+    if isinstance(value, bool) or not isinstance(value, kind) or not (value > 0 or (zero and value == 0)):
+        whole = "a whole number" if kind is numbers.Integral else "a number"
+        raise ConfigError(f"trainer {name}={value!r} must be {whole}, {'not negative' if zero else 'positive'}"
+                          f"{' (or null)' if optional else ''}")
 
 
 def _mean(values: list) -> float:

@@ -8,7 +8,8 @@ import torch
 
 from qlib_ext.data.panel import Block, Panel
 from qlib_ext.errors import ConfigError, DataError, ShapeError
-from qlib_ext.models.master import MASTER, MASTERNet, read_state
+from qlib_ext.models.base import read_checkpoint
+from qlib_ext.models.master import MASTER, MASTERNet
 
 FEATURES, MARKET, WIDTH, LAGS, STOCKS = 6, 3, 8, 5, 7
 QUIET = {"epochs": 0, "device": "cpu", "progress": False, "resume": False}
@@ -208,15 +209,15 @@ def test_from_published_names_tensors_of_another_shape(tmp_path):
         MASTERNet.from_published(tmp_path / "odd.pt")
 
 
-def test_read_state_refuses_other_files(tmp_path):
+def test_read_checkpoint_refuses_other_files(tmp_path):
     with pytest.raises(DataError, match="does not exist"):
-        read_state(tmp_path / "nothing.pt")
+        read_checkpoint(tmp_path / "nothing.pt")
     (tmp_path / "text.pt").write_text("not a state dict")
     with pytest.raises(DataError, match="cannot be read"):
-        read_state(tmp_path / "text.pt")
+        read_checkpoint(tmp_path / "text.pt")
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(DataError, match="list"):
-        read_state(tmp_path / "list.pt")
+        read_checkpoint(tmp_path / "list.pt")
 
 
 # ---- the Qlib model -----------------------------------------------------------------------------------------------------------
