@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,9 @@ from qlib_ext.data.segments import label_offset, segment_positions, trim_segment
 from qlib_ext.data.universe import universe_grid, universe_mask
 from qlib_ext.errors import ConfigError, DataError, ExtError
 from qlib_ext.store.metadata import check_store, fingerprint
+
+SPARE_DAYS = 10
+"""Trading days that may be missing at an end of a segment before it is an error."""
 
 logger = get_module_logger("qlib_ext.dataset")
 _NO_RAW_LABEL = ("{} drops its raw labels (drop_raw: true), and evaluation needs them: use the handlers of qlib_ext.data.handler, "
@@ -67,6 +71,7 @@ class PanelDatasetH(DatasetH):
         self.aux = _aux_loaders(aux or {})
         handler, loaded = _unloaded(handler)
         _check_processors(handler)
+        _check_look_ahead(handler, self.aux, segments)
         if handler.drop_raw and type(handler)._get_df_by_key is DataHandlerLP._get_df_by_key:
             raise ConfigError(_NO_RAW_LABEL.format(type(handler).__name__))
         self.asked_segments = dict(segments)
@@ -80,13 +85,15 @@ class PanelDatasetH(DatasetH):
             self.panel()
 
     def config(self, handler_kwargs: dict | None = None, **kwargs) -> None:
-        """Qlib's `config`; new segments are trimmed too, and the panel is made anew."""
+        """Qlib's `config`; new segments are trimmed too. With new `handler_kwargs` the panel is made anew, after `setup_data`."""
         if "segments" in kwargs:
             self.asked_segments = dict(kwargs["segments"])
             kwargs["segments"] = self._trim(self.handler, self.asked_segments)
-        if handler_kwargs is not None or "segments" in kwargs:
-            self._panel = None
+        panel = None if handler_kwargs is not None else getattr(self, "_panel", None)
         super().config(handler_kwargs=handler_kwargs, **kwargs)
+        if panel is not None and "segments" in kwargs:
+            panel = replace(panel, segments={name: _loaded_span(name, pair, panel.days) for name, pair in self.segments.items()})
+        self._panel = panel
 
     def setup_data(self, handler_kwargs: dict | None = None, **kwargs) -> None:
         """Qlib's `setup_data`; the panel is made anew."""
@@ -137,8 +144,8 @@ class PanelDatasetH(DatasetH):
     def _build(self) -> Panel:
         handler = self.handler
         if getattr(handler, "_infer", None) is None:
-            raise ConfigError("the handler holds no data: call dataset.setup_data(handler_kwargs={'init_type': 'load_state'}) "
-                              "after loading a pickled dataset")
+            raise ConfigError("the handler holds no features: a pickled dataset needs setup_data(handler_kwargs={'init_type': "
+                              "'load_state'}) first; a handler whose frames were freed (keep_frames: false) serves one dataset only")
         features = handler._infer["feature"]
         index = _RowIndex(features.index)
         raw, learned = _labels(handler, DataHandlerLP.DK_R), _labels(handler, DataHandlerLP.DK_L)["label"]
@@ -148,6 +155,7 @@ class PanelDatasetH(DatasetH):
                 evaluated = processor(evaluated.copy())
         label = index.align(learned)
         label_raw = index.align(raw["label"])
+        _check_labels_untouched(index.align(handler._infer["label"]), label_raw, handler)
         label_eval = index.align(evaluated["label"])
         block = Block(_table(features), self.window, [str(c) for c in features.columns])
         if not self.keep_frames:
@@ -221,12 +229,14 @@ def _place(wanted: np.ndarray, ordered: np.ndarray) -> np.ndarray:
 
 
 def _loaded_span(name: str, pair, days: np.ndarray) -> tuple[int, int]:
-    """(first, last + 1) of a segment among the loaded days."""
-    try:
-        first, last = segment_positions({name: pair}, days)[name]
-    except ConfigError as error:
-        raise ConfigError(f"segment {name!r} [{pair[0]:%Y-%m-%d}, {pair[1]:%Y-%m-%d}] lies outside what the handler loaded "
-                          f"({days[0]} to {days[-1]}): change the handler's start_time and end_time") from error
+    """(first, last + 1) of a segment among the loaded days; a few days may lack at either end, where nobody traded."""
+    calendar = _calendar()
+    asked = segment_positions({name: pair}, calendar)[name]
+    loaded = np.searchsorted(calendar, days[[0, -1]])
+    if max(loaded[0] - asked[0], asked[1] - loaded[1]) > SPARE_DAYS:
+        raise ConfigError(f"segment {name!r} [{calendar[asked[0]]}, {calendar[asked[1]]}] lies outside what was loaded ({days[0]} to "
+                          f"{days[-1]}): change the handler's start_time and end_time, or the segment")
+    first, last = segment_positions({name: pair}, days)[name]
     return first, last + 1
 
 
@@ -261,11 +271,50 @@ def _labels(handler, data_key: str) -> pd.DataFrame:
 
 
 def _check_processors(handler) -> None:
-    """A learn processor may touch labels only: training and inference must see the same features."""
+    """Learn processors touch labels only (training and inference see the same features), the others features only."""
     for processor in getattr(handler, "learn_processors", []):
         if getattr(processor, "fields_group", None) != "label":
-            raise ConfigError(f"learn processor {type(processor).__name__} (fields_group={getattr(processor, 'fields_group', None)!r}) touches "
-                              "features: give it fields_group: label, or move it to infer_processors")
+            raise ConfigError(f"learn processor {type(processor).__name__} (fields_group={getattr(processor, 'fields_group', None)!r}) "
+                              "touches features: give it fields_group: label, or move it to infer_processors")
+    for processor in [*getattr(handler, "shared_processors", []), *getattr(handler, "infer_processors", [])]:
+        groups = getattr(processor, "fields_group", "feature")
+        if groups is None or "label" in (groups if isinstance(groups, (list, tuple)) else [groups]):
+            raise ConfigError(f"infer processor {type(processor).__name__} (fields_group={groups!r}) touches the labels: give it "
+                              "fields_group: feature")
+
+
+def _check_labels_untouched(inferred: np.ndarray, raw: np.ndarray, handler) -> None:
+    """Processors without a `fields_group` show what they did to the labels only afterwards."""
+    changed = np.count_nonzero(~((inferred == raw) | (np.isnan(inferred) & np.isnan(raw))))
+    if changed:
+        names = [type(p).__name__ for p in [*handler.shared_processors, *handler.infer_processors]]
+        raise ConfigError(f"the infer processors {names} changed {changed} labels: labels are for learn processors; let them touch "
+                          "features only")
+
+
+def _check_look_ahead(handler, loaders: dict, segments: dict) -> None:
+    """Nothing may be fitted on days of a segment that follows ``train``, and no feature may look ahead."""
+    fields = getattr(getattr(handler, "data_loader", None), "fields", None)
+    features = fields.get("feature", ([], []))[0] if isinstance(fields, dict) else []
+    ahead = [expression for expression in features if label_offset([expression], "feature") > 0]
+    if ahead:
+        raise ConfigError(f"features look into the future: {ahead[:3]}; a feature of day t may use days up to t")
+    calendar = _calendar()
+    positions = segment_positions(segments, calendar)
+    if "train" not in positions:
+        return
+    later = [first for first, _ in positions.values() if first > positions["train"][1]]
+    if not later:
+        return
+    border = pd.Timestamp(calendar[min(later)])
+    fitted = {f"processor {type(p).__name__}": p for p in handler.get_all_processors() if hasattr(p, "fit_end_time")}
+    fitted.update({f"aux {name!r}": loader for name, loader in loaders.items()
+                   if hasattr(loader, "fit_end_time") and getattr(loader, "normalize", True)})
+    for name, holder in fitted.items():
+        end = holder.fit_end_time
+        if end is None or pd.Timestamp(end) >= border:
+            raise ConfigError(f"{name} is fitted up to {end or 'the end of the data'}, which reaches into the segment that begins on "
+                              f"{border:%Y-%m-%d}: set fit_end_time to the end of train")
 
 
 def _aux_loaders(aux: dict) -> dict:
@@ -282,6 +331,8 @@ def _aux_loaders(aux: dict) -> dict:
             raise ConfigError(f"aux {name!r} cannot be made from {config!r}: {type(error).__name__}: {error}") from error
         if not callable(getattr(loaders[name], "load", None)):
             raise ConfigError(f"aux {name!r} is a {type(loaders[name]).__name__}, which has no load(days)")
+        if callable(getattr(loaders[name], "check", None)):
+            loaders[name].check()
     return loaders
 
 
@@ -291,8 +342,12 @@ def _unloaded(handler):
         return init_instance_by_config(handler, accept_types=DataHandlerLP), True
     config = copy.deepcopy(handler)
     config["kwargs"] = {**(config.get("kwargs") or {}), "init_data": False}
-    handler = init_instance_by_config(config, accept_types=DataHandlerLP)
-    return handler, False
+    try:
+        return init_instance_by_config(config, accept_types=DataHandlerLP), False
+    except TypeError as error:
+        if "init_data" not in str(error):
+            raise
+    return init_instance_by_config(handler, accept_types=DataHandlerLP), True  # it cannot be built without loading
 
 
 def _label_expressions(handler) -> list[str] | None:

@@ -121,7 +121,7 @@ class MarketStateLoader:
 
     def _computed_table(self) -> pd.DataFrame:
         """All days of the calendar x 21 columns per index."""
-        self._check_instruments()
+        self.check()
         calendar = pd.DatetimeIndex(D.calendar(freq="day"))
         bars = D.features(self.instruments, ["$close", "$amount", "$volume"], freq="day")
         blocks, names = [], []
@@ -135,8 +135,16 @@ class MarketStateLoader:
             names += market_state_names(code)
         return pd.DataFrame(np.concatenate(blocks, axis=1), index=calendar, columns=names)
 
-    def _check_instruments(self) -> None:
-        """Every index must have a close in the store, else say which indices it has."""
+    def check(self) -> None:
+        """What can be said before anything is loaded: the file is there, or every index has a close in the store.
+
+        Raises:
+            DataError: it is not; the message names the indices the store has.
+        """
+        if self.path is not None:
+            if not Path(self.path).expanduser().is_file():
+                raise DataError(f"market state: there is no file {Path(self.path).expanduser()}")
+            return
         universes = list_universes()  # fails with a sentence when Qlib is not initialised
         features = Path(C.dpm.get_data_uri("day")) / "features"
         missing = [code for code in self.instruments if not (features / code.lower() / "close.day.bin").exists()]

@@ -13,7 +13,7 @@ from qlib_ext.errors import ConfigError
 FITTED = ("train", "valid")
 
 
-def label_offset(expressions: list[str]) -> int:
+def label_offset(expressions: list[str], kind: str = "label") -> int:
     """The furthest trading day after t that any of the Qlib expressions looks at; 6 for ``Ref($close,-6)/Ref($close,-1)-1``.
 
     Raises:
@@ -25,9 +25,9 @@ def label_offset(expressions: list[str]) -> int:
             parsed = ExpressionD.get_expression_instance(str(expression))
             offsets.append(int(parsed.get_extended_window_size()[1]))
         except Exception as error:
-            raise ConfigError(f"label expression {expression!r} cannot be parsed by Qlib: {error}") from error
+            raise ConfigError(f"{kind} expression {expression!r} cannot be parsed by Qlib: {error}") from error
         if _looks_ahead_uncounted(parsed):
-            raise ConfigError(f"label expression {expression!r} has a window of negative length, whose look ahead Qlib does not count: "
+            raise ConfigError(f"{kind} expression {expression!r} has a window of negative length, whose look ahead Qlib does not count: "
                               "write it with Ref(..., -n)")
     return max(offsets)
 

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from qlib.data.dataset.handler import DataHandlerLP
 from qlib.data.dataset.loader import QlibDataLoader, StaticDataLoader
-from qlib.data.dataset.processor import DropnaProcessor
+from qlib.data.dataset.processor import DropnaProcessor, Processor
 from qlib.utils import init_instance_by_config
 
 from qlib_ext.data.dataset import PanelDatasetH, _RowIndex
@@ -439,3 +439,68 @@ def test_a_universe_without_anybody_loaded(qlib_started):
 def test_processors_of_ours_hold_no_panel_state():
     assert DropExtremeLabel().is_for_infer() is False and CSZScoreNorm("label").is_for_infer()
     assert issubclass(LeanFiveFeatures, FiveFeatures)
+
+
+LATE_FIT = [{**INFER[0], "kwargs": {**INFER[0]["kwargs"], "fit_end_time": "2016-06-01"}}]
+OPEN_FIT = [{**INFER[0], "kwargs": {**INFER[0]["kwargs"], "fit_end_time": None}}]
+
+
+@pytest.mark.parametrize("options, said", [
+    ({"handler": handler_config(infer_processors=LATE_FIT)}, "RobustZScoreNorm is fitted up to 2016-06-01, which reaches into"),
+    ({"handler": handler_config(infer_processors=OPEN_FIT)}, "fitted up to the end of the data"),
+    ({"aux": {"market": {**MARKET, "kwargs": {**MARKET["kwargs"], "fit_end_time": "2016-12-30"}}}}, "aux 'market' is fitted up to"),
+    ({"aux": {"market": {**MARKET, "kwargs": {**MARKET["kwargs"], "instruments": ["SH000999"]}}}}, "no bars of .*SH000999"),
+    ({"handler": handler_config(extra={"NEXT": "Ref($close,-1)/$close"})}, "look into the future"),
+    ({"handler": handler_config(infer_processors=[{"class": "Fillna"}])}, "Fillna .*touches the labels"),
+    ({"handler": handler_config(infer_processors=[{"class": "CSRankNorm", "kwargs": {"fields_group": "label"}}])}, "touches the labels"),
+])
+def test_look_ahead_and_touched_labels_are_named_before_loading(options, said, no_loading):
+    with pytest.raises((ConfigError, DataError), match=said):
+        make(**options)
+
+
+def test_statistics_up_to_the_last_day_before_the_next_segment_are_fine():
+    fit = [{**INFER[0], "kwargs": {**INFER[0]["kwargs"], "fit_end_time": "2015-12-31"}}]
+    assert make(handler_config(infer_processors=fit)).panel() is not None
+
+
+class Shifts(Processor):
+    """An infer processor without `fields_group` that moves every column."""
+
+    def __call__(self, df):
+        return df + 1.0
+
+
+def test_labels_changed_by_an_infer_processor_are_noticed():
+    with pytest.raises(ConfigError, match="infer processors .*Shifts.* changed [0-9]+ labels"):
+        make(handler_config(infer_processors=[Shifts()])).panel()
+
+
+@pytest.mark.parametrize("name, pair", [("train", ["2015-01-05", "2015-12-31"]), ("test", ["2016-06-01", "2016-12-30"])])
+def test_a_segment_wider_than_what_was_loaded_is_an_error(name, pair):
+    handler = handler_config(start_time="2015-04-01", end_time="2016-11-01")
+    segments = {"train": ["2015-04-01", "2015-12-31"], "valid": SEGMENTS["valid"], "test": ["2016-06-01", "2016-10-31"], name: pair}
+    with pytest.raises(ConfigError, match=f"segment '{name}' .*outside what was loaded"):
+        make(handler, segments).panel()
+
+
+class LoadsAtOnce(LeanFiveFeatures):
+    """A handler that knows nothing of `init_data`."""
+
+    def __init__(self, instruments, start_time, end_time, infer_processors, learn_processors):
+        super().__init__(instruments=instruments, start_time=start_time, end_time=end_time, infer_processors=infer_processors,
+                         learn_processors=learn_processors)
+
+
+def test_a_handler_that_cannot_be_built_without_loading(made):
+    config = {**handler_config(), "class": LoadsAtOnce}
+    config.pop("module_path")
+    panel = make(config).panel()
+    np.testing.assert_array_equal(panel.label_raw, made.panel().label_raw)
+
+
+def test_new_segments_after_the_frames_were_freed(small_market):
+    dataset = make(keep_frames=False)
+    dataset.config(segments={"train": ["2015-03-02", "2015-10-30"], "test": ["2016-06-01", "2016-12-30"]})
+    panel = dataset.panel("train")
+    assert panel.days[panel.span[1] - 1] <= np.datetime64("2015-10-30") and set(panel.segments) == {"train", "test"}
