@@ -17,7 +17,7 @@ from pathlib import Path
 from unittest import mock
 
 from qlib_ext.errors import ConfigError, DataError, ExtError
-from qlib_ext.signatures import Keywords, did_you_mean, keywords
+from qlib_ext.signatures import Keywords, did_you_mean, keywords, library_names, wrong_numbers
 from qlib_ext.workflow import Node, class_nodes, environment_variable_of, load_workflow, quiet, values
 
 PLACEHOLDERS = ("<MODEL>", "<DATASET>", "<PRED>")
@@ -57,6 +57,7 @@ class _Checker:
     def __init__(self, config: dict, path: Path):
         self.config, self.path, self.faults = config, path, []
         self.classes: dict[str, type] = {}
+        self.built: dict[str, object] = {}
         self.broken: set[str] = set()
         self.nodes = list(class_nodes(config))
         self.store = None
@@ -170,6 +171,8 @@ class _Checker:
         if node.entry.get("kwargs") is not None and not isinstance(node.entry["kwargs"], dict):
             self.add(f"{node.where}.kwargs", f"{node.entry['kwargs']!r} is no mapping", "write kwargs as `name: value` lines")
         self._keywords(f"{node.where}.kwargs", found, keywords(found), node.kwargs, self._injected(node), node.where)
+        if node.role == "strategy":
+            self._numbers(f"{node.where}.kwargs", found, node.kwargs)
         if _is_record(found) and isinstance(node.kwargs.get("config"), dict):
             self._port_analysis(node.where, node.kwargs["config"])
         if node.where not in self.broken and self._is_built_here(node, found):
@@ -183,7 +186,7 @@ class _Checker:
     def _keywords(self, where: str, found, taken: Keywords, given: dict, injected: set, owner: str = "") -> None:
         known = taken.names - injected
         if taken.anything:
-            extra = _library_names(found)
+            extra = library_names(found)
             taken = Keywords(taken.names | extra, taken.required, not extra)
         for name in taken.unknown(given):
             self.broken.add(owner)
@@ -192,6 +195,11 @@ class _Checker:
         for name in taken.missing(set(given) | injected):
             self.broken.add(owner)
             self.add(where, f"{_name(found)} needs {name!r}", "add it")
+
+    def _numbers(self, where: str, found, given: dict) -> None:
+        """Numbers that Qlib takes as they come and trips over after training."""
+        for name, kind in wrong_numbers(found, given).items():
+            self.add(f"{where}.{name}", f"{given[name]!r} is no {kind}", f"write a {kind}")
 
     def _port_analysis(self, where: str, config: dict) -> None:
         """The back-test's keywords go to two functions and to the exchange."""
@@ -204,7 +212,10 @@ class _Checker:
         self._keywords(f"{place}.backtest", backtest, keywords(backtest), options,
                        {"strategy", "executor", "start_time", "end_time"})
         taken = Keywords(keywords(get_exchange).names | keywords(Exchange).names, set(), False)
-        self._keywords(f"{place}.backtest.exchange_kwargs", Exchange, taken, options.get("exchange_kwargs") or {}, set())
+        exchange = options.get("exchange_kwargs") or {}
+        self._keywords(f"{place}.backtest.exchange_kwargs", Exchange, taken, exchange, set())
+        self._numbers(f"{place}.backtest", backtest, options)
+        self._numbers(f"{place}.backtest.exchange_kwargs", Exchange, exchange)
 
     @staticmethod
     def _is_built_here(node: Node, found) -> bool:
@@ -220,7 +231,8 @@ class _Checker:
         if any(isinstance(value, str) and value in PLACEHOLDERS for _, value in values(kwargs)):
             return None
         try:
-            return found(**kwargs)
+            self.built[node.where] = found(**kwargs)
+            return self.built[node.where]
         except Exception as error:
             text, _, advice = str(error).partition("; ")
             self.broken.add(node.where)
@@ -288,35 +300,20 @@ class _Checker:
             self.add(where, f"no instrument has field ${name}{did_you_mean(name, have)}", f"the store has {', '.join(have)}")
 
     def _embargo(self, handler, dataset: dict, segments: dict, place: str) -> None:
-        from qlib_ext.check_data import check_embargo, label_expressions, look_ahead
+        from qlib_ext import check_task as task
+        from qlib_ext.check_data import check_embargo
         trims = hasattr(self.classes.get("task.dataset"), "panel")
+        if trims:
+            task.check_dataset_values(self.add, place, dataset)
         if handler is None:
             check_embargo(self.add, place, segments, 0, self.store, True, "auto")  # what the label needs is not known
-            return
-        if trims:
-            self._learn_processors(handler, f"{place}.handler.kwargs.learn_processors")
-            if getattr(handler, "drop_raw", False) and not hasattr(handler, "label_frame"):
-                self.add(f"{place}.handler.kwargs.drop_raw",
-                         f"{_name(type(handler))} drops its raw labels too, and evaluation needs them",
-                         "use the handlers of qlib_ext.data.handler, or drop_raw: false")
-        expressions = label_expressions(handler)
-        try:
-            ahead = look_ahead(expressions)
-        except ValueError as error:
-            self.add(f"{place}.handler.kwargs.label", str(error), "correct the expression")
-            return
-        if not expressions and trims and dataset.get("embargo", "auto") == "auto":
-            self.add(f"{place}.embargo", "the label's look ahead cannot be read from this handler",
-                     "give the number of trading days")
-        check_embargo(self.add, place, segments, ahead, self.store, trims, dataset.get("embargo", "auto"))
-
-    def _learn_processors(self, handler, where: str) -> None:
-        for number, processor in enumerate(getattr(handler, "learn_processors", [])):
-            group = getattr(processor, "fields_group", None)
-            if group != "label":
-                self.add(f"{where}[{number}]",
-                         f"{type(processor).__name__} (fields_group {group!r}) touches features, which must be the "
-                         "same in training and inference", "give it fields_group: label, or move it to infer_processors")
+        else:
+            task.check_labels(self.add, place, handler, dataset, segments, self.store, trims)
+        model = self.built.get("task.model")
+        if hasattr(model, "build_net"):
+            aux = dataset.get("aux") if isinstance(dataset.get("aux"), dict) else {}
+            loaders = {name: self.built.get(f"{place}.aux.{name}") for name in aux}
+            task.check_model(self.add, model, handler, dataset, loaders, trims)
 
 
 def _name(found) -> str:
@@ -326,18 +323,6 @@ def _name(found) -> str:
 def _is_record(found) -> bool:
     from qlib.workflow.record_temp import PortAnaRecord
     return isinstance(found, type) and issubclass(found, PortAnaRecord)
-
-
-def _library_names(found) -> set:
-    """Parameter names behind a `**kwargs` that goes to a library as it is (LightGBM); empty where unknown."""
-    if getattr(found, "__name__", "") not in ("LGBModel", "DEnsembleModel"):
-        return set()
-    try:
-        from lightgbm.basic import _ConfigAliases
-        aliases = _ConfigAliases._get_all_param_aliases()
-        return set(aliases) | {alias for names in aliases.values() for alias in names}
-    except (ImportError, AttributeError):
-        return set()
 
 
 @contextmanager
@@ -375,12 +360,24 @@ def main(arguments: list[str] | None = None) -> int:
     if options.store is not None:
         status |= _report_store(options.store)
     for path in options.workflow:
+        if _is_base(path):
+            print(f"{path}: only a base for workflows (no model, no records), not checked")
+            continue
         faults = check_workflow(path)
         for fault in faults:
             print(fault)
         status |= bool(faults)
         print(f"{path}: {f'{len(faults)} fault' + 's' * (len(faults) != 1) if faults else 'OK'}")
     return int(status)
+
+
+def _is_base(path: str) -> bool:
+    """Whether a file names neither model nor records: other files lay themselves over it."""
+    try:
+        task = load_workflow(path).get("task")
+    except ConfigError:
+        return False
+    return isinstance(task, dict) and not task.get("model") and not task.get("record")
 
 
 def _report_store(path: str) -> int:

@@ -14,6 +14,9 @@ from qlib_ext.signatures import did_you_mean
 SLACK = np.timedelta64(10, "D")
 """Dates may lie this far outside the store's calendar: the longest closure of the exchanges is shorter."""
 
+SPARE_DAYS = 10
+"""Trading days at an end of a segment on which an instruments file may hold nobody."""
+
 FITTED = ("train", "valid")
 
 
@@ -77,40 +80,11 @@ def as_day(value) -> np.datetime64:
     return stamp.to_datetime64().astype("datetime64[D]")
 
 
-def label_expressions(handler) -> list[str]:
-    """Label expressions of a handler built on Qlib's loader, or an empty list."""
-    fields = getattr(getattr(handler, "data_loader", None), "fields", None)
-    return [str(e) for e in fields["label"][0]] if isinstance(fields, dict) and "label" in fields else []
-
-
 def field_names(handler) -> set[str]:
     """Names of the store's fields in all expressions of a handler built on Qlib's loader."""
     fields = getattr(getattr(handler, "data_loader", None), "fields", None)
     groups = list(fields.values()) if isinstance(fields, dict) else [fields] if fields else []
     return {name for expressions, _ in groups for e in expressions for name in re.findall(r"(?<!\$)\$(\w+)", str(e))}
-
-
-def look_ahead(expressions: list[str]) -> int:
-    """Trading days the furthest of the expressions looks ahead.
-
-    Raises
-    ------
-    ValueError : an expression that Qlib cannot parse.
-    """
-    from qlib.config import C
-    from qlib.data import ops
-    from qlib.data.base import Feature, PFeature
-    from qlib.utils import parse_field
-    if not C.registered:
-        ops.register_all_ops(C)
-    names = {"Operators": ops.Operators, "Feature": Feature, "PFeature": PFeature}
-    ahead = []
-    for expression in expressions:
-        try:
-            ahead.append(int(eval(parse_field(expression), names).get_extended_window_size()[1]))  # Qlib parses its own this way
-        except Exception as error:
-            raise ValueError(f"Qlib cannot parse {expression!r} ({type(error).__name__}: {error})") from error
-    return max(ahead, default=0)
 
 
 def check_universe(add, where: str, universe, store: StoreView, segments: dict) -> None:
@@ -133,6 +107,12 @@ def check_universe(add, where: str, universe, store: StoreView, segments: dict) 
     for name, (start, end) in segments.items():
         if not ((spans["start"] <= pd.Timestamp(end)) & (spans["end"] >= pd.Timestamp(start))).any():
             add(where, f"universe {universe!r} has no member in segment {name!r}", "choose other dates or another universe")
+            continue
+        (asked_first, asked_last), (first, last) = (store.positions(pair) for pair in (
+            (start, end), (spans["start"].min(), spans["end"].max())))
+        if first - asked_first > SPARE_DAYS or asked_last - last > SPARE_DAYS:
+            add(where, f"universe {universe!r} has members from {store.calendar[first]} to {store.calendar[last]}, segment {name!r} "
+                f"is {start} to {end}", "shorten the segment, or ingest the members of the missing days")
 
 
 def read_segments(add, where: str, segments, store: StoreView) -> dict[str, tuple[np.datetime64, np.datetime64]]:

@@ -1,4 +1,4 @@
-"""Which keywords a callable really takes, following `**kwargs` up to the base classes (standard library only).
+"""Which keywords a callable really takes, following `**kwargs` up to the base classes.
 
 Many classes end in `**kwargs`. Some hand it on to their base, some take names out of it, some keep it whole, some drop it without
 a word; a misspelt keyword is only harmless in the third case. Reading the constructor's source tells these apart.
@@ -7,6 +7,7 @@ a word; a misspelt keyword is only harmless in the third case. Reading the const
 import ast
 import difflib
 import inspect
+import re
 import textwrap
 from dataclasses import dataclass, field
 from typing import Callable, Iterable, Optional
@@ -139,3 +140,49 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """` (did you mean 'x'?)` for the closest known name, or an empty string."""
     close = difflib.get_close_matches(str(name), [str(k) for k in known], n=1, cutoff=0.6)
     return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def library_names(found) -> set:
+    """Parameter names behind a `**kwargs` that goes to a library as it is (LightGBM); empty where unknown."""
+    if getattr(found, "__name__", "") not in ("LGBModel", "DEnsembleModel"):
+        return set()
+    try:
+        from lightgbm.basic import _ConfigAliases
+        aliases = _ConfigAliases._get_all_param_aliases()
+        return set(aliases) | {alias for names in aliases.values() for alias in names}
+    except (ImportError, AttributeError):
+        return set()
+
+
+def wrong_numbers(target: Callable, given: dict) -> dict[str, str]:
+    """Of the values `given`, those that must be numbers and are not: name -> "whole number" or "number".
+
+    What must be a number is read from the parameter's default or annotation, or from a docstring line ``name : int``, in the
+    constructors along the method resolution order. None and values of other kinds (a dictionary, say) are left alone.
+    """
+    functions = [vars(base)["__init__"] for base in target.__mro__ if base is not object and "__init__" in vars(base)] \
+        if inspect.isclass(target) else [target]
+    wrong = {}
+    for name, value in given.items():
+        kind = next((kind for kind in (_number_kind(function, name) for function in functions) if kind), None)
+        if kind and isinstance(value, str):
+            wrong[name] = "whole number" if kind is int else "number"
+        elif kind is int and isinstance(value, float) and not value.is_integer():
+            wrong[name] = "whole number"
+    return wrong
+
+
+def _number_kind(function: Callable, name: str) -> Optional[type]:
+    """int or float where one parameter of a function must be that, else None."""
+    try:
+        parameter = inspect.signature(function).parameters.get(name)
+    except (TypeError, ValueError):
+        return None
+    if parameter is None:
+        return None
+    if type(parameter.default) in (int, float):
+        return type(parameter.default)
+    if parameter.annotation in (int, float, "int", "float"):
+        return {"int": int, "float": float}.get(parameter.annotation, parameter.annotation)
+    described = re.search(rf"^\s*{re.escape(name)}\s*:\s*(int|float)\b", function.__doc__ or "", re.MULTILINE)
+    return {"int": int, "float": float}[described.group(1)] if described else None

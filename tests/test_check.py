@@ -5,10 +5,13 @@ import copy
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from ruamel.yaml import YAML
 
 from qlib_ext import check as module
 from qlib_ext.check import check_workflow
+from qlib_ext.models.master import MASTERNet
+from qlib_ext.models.master import _PUBLISHED as PUBLISHED
 from qlib_ext.signatures import keywords
 
 DAYS = pd.bdate_range("2018-01-01", "2024-12-31")
@@ -25,7 +28,9 @@ def store(tmp_path_factory):
     codes = [f"SH6000{i:02d}" for i in range(4)]
     for name, members in {"all": codes, "csi1000": codes[:3], "csi300": codes[3:]}.items():
         (root / "instruments" / f"{name}.txt").write_text("".join(f"{c}\t2018-01-01\t2024-12-31\n" for c in members))
-    (root / "instruments" / "late.txt").write_text(f"{codes[0]}\t2024-01-01\t2024-12-31\n")
+    for name, span in {"late": "2024-01-01\t2024-12-31", "later": "2018-02-01\t2024-12-31", "ends": "2018-01-01\t2024-10-31",
+                       "almost": "2018-01-12\t2024-12-18"}.items():
+        (root / "instruments" / f"{name}.txt").write_text(f"{codes[0]}\t{span}\n")
     for code in [*codes, "SH000852", "SH000300"]:
         (root / "features" / code.lower()).mkdir()
         for field in FIELDS:
@@ -115,7 +120,35 @@ def test_a_good_workflow_has_no_faults_and_leaves_nothing_behind(good, tmp_path)
      "infer_processors[0].kwargs.fit_end_time: 2022-06-30 lies in a segment after train"),
     (f"{HANDLER}.label", [["Ref($clsoe, -6) / $close - 1"], ["LABEL0"]],
      "no instrument has field $clsoe (did you mean 'close'?)"),
-    (f"{HANDLER}.label", [["Reff($close, -6) / $close - 1"], ["LABEL0"]], f"{HANDLER}.label: Qlib cannot parse"),
+    (f"{HANDLER}.label", [["Reff($close, -6) / $close - 1"], ["LABEL0"]], f"{HANDLER}.label: label expression 'Reff($close, -6) / $close - 1' cannot be parsed"),
+    (f"{HANDLER}.label", [["Delta($close, -6) / $close"], ["LABEL0"]],
+     f"{HANDLER}.label: label expression 'Delta($close, -6) / $close' has a window of negative length, whose look ahead Qlib does "
+     "not count; write it with Ref"),
+    (f"{HANDLER}.infer_processors.0.kwargs.fields_group", "label", "RobustZScoreNorm (fields_group 'label') rewrites labels"),
+    (f"{HANDLER}.infer_processors.0.kwargs.fields_group", ["feature", "label"], "infer_processors[0]: RobustZScoreNorm (fields_group ["),
+    (f"{HANDLER}.infer_processors.0", {"class": "Fillna"}, "infer_processors[0]: Fillna (fields_group None) rewrites labels"),
+    (f"{HANDLER}.infer_processors.0", {"class": "ProcessInf", "kwargs": {}}, "infer_processors[0]: ProcessInf"),
+    (f"{HANDLER}.instruments", "later", "universe 'later' has members from 2018-02-01 to 2024-12-31, segment 'train' is 2018-01-01"),
+    (f"{HANDLER}.instruments", "ends", "universe 'ends' has members from 2018-01-01 to 2024-10-31, segment 'test' is 2023-01-01"),
+    (f"{KWARGS}.universe", "ends", "segment 'test' is 2023-01-01"),
+    (f"{KWARGS}.window", 0, f"{KWARGS}.window: 0 is no whole number of days"),
+    (f"{KWARGS}.window", "8", f"{KWARGS}.window: '8' is no whole number of days"),
+    (f"{KWARGS}.missing_rows", "ffil", f"{KWARGS}.missing_rows: 'ffil' is unknown; choose one of nan, ffill_bfill"),
+    ("task.record.1.kwargs.config.strategy.kwargs.topk", "abc", "strategy.kwargs.topk: 'abc' is no whole number"),
+    ("task.record.1.kwargs.config.strategy.kwargs.n_drop", 1.5, "strategy.kwargs.n_drop: 1.5 is no whole number"),
+    ("task.record.1.kwargs.config.strategy.kwargs.risk_degree", "most", "strategy.kwargs.risk_degree: 'most' is no number"),
+    ("task.record.1.kwargs.config.strategy.kwargs.hold_thresh", "1d", "strategy.kwargs.hold_thresh: '1d' is no whole number"),
+    (f"{BACKTEST}.exchange_kwargs.open_cost", "5bp", "exchange_kwargs.open_cost: '5bp' is no number"),
+    (f"{BACKTEST}.account", "much", "backtest.account: 'much' is no number"),
+    (f"{KWARGS}.aux", {}, "MASTER refuses this dataset (ConfigError: MASTER needs the market's state"),
+    (f"{KWARGS}.aux", {"state": {"class": "MarketStateLoader", "module_path": "qlib_ext.data.loader", "kwargs": {
+        "instruments": ["SH000852"], "normalize": False}}}, "MASTER refuses this dataset (ConfigError: MASTER needs the market's state"),
+    ("task.model.kwargs.d_feat", 20, "(ShapeError: MASTER was asked for d_feat=20, the dataset gives 158)"),
+    ("task.model.kwargs.d_market", 63, "(ShapeError: MASTER was asked for d_market=63, the dataset gives 21)"),
+    ("task.model.kwargs.temporal_heads", 3, "d_model=16 must be divisible by the number of heads, 3"),
+    ("task.model.kwargs.beta", 0, "the gate's temperature beta=0 must be positive"),
+    ("task.model.kwargs.dropout", 1.5, "dropout=1.5 must lie in [0, 1)"),
+    (f"{KWARGS}.window", 500, "ShapeError: windows of 500 days"),
     (f"{HANDLER}.instruments", "csi2000", "universe 'csi2000' is not in the store (did you mean 'csi1000'?)"),
     (f"{HANDLER}.instruments", ["SH600000", "SH699999"], "no bars of ['SH699999']"),
     (f"{HANDLER}.start_time", "2019-01-01", "segment 'train' is 2018-01-01 to 2021-12-31; load all of it"),
@@ -162,6 +195,81 @@ def test_each_fault_is_named(good, tmp_path, place, value, expected):
     found = faults_of(put(good, place, value), tmp_path)
     assert any(expected in fault for fault in found), found
     assert all(": " in fault and "; " in fault for fault in found)
+
+
+def test_a_few_days_without_members_are_no_fault(good, tmp_path):
+    assert faults_of(put(good, f"{HANDLER}.instruments", "almost"), tmp_path) == []
+
+
+@pytest.mark.parametrize("expression, expected", [
+    ("Ref($close, -1) / $close", "feature 'Ref($close, -1) / $close' looks 1 trading days ahead: a leak"),
+    ("Delta($close, -3)", "feature expression 'Delta($close, -3)' has a window of negative length"),
+    ("Ref($close, 1) / $close", None)])
+def test_features_that_look_ahead(good, tmp_path, expression, expected):
+    kwargs = good["task"]["dataset"]["kwargs"]["handler"]["kwargs"]
+    loader = {"class": "QlibDataLoader", "kwargs": {"config": {"feature": [[expression, "$open"], ["A", "B"]],
+                                                               "label": kwargs["label"]}}}
+    processors = {key: kwargs[key] for key in ("infer_processors", "learn_processors")}
+    processors["infer_processors"] = put(processors["infer_processors"][0], "kwargs", {
+        "fields_group": "feature", "fit_start_time": "2018-01-01", "fit_end_time": "2021-12-31"}),
+    config = put(good, f"{KWARGS}.handler", {"class": "DataHandlerLP", "module_path": "qlib.data.dataset.handler", "kwargs": {
+        "instruments": "all", "start_time": "2018-01-01", "end_time": "2024-12-31", "data_loader": loader,
+        **{key: list(value) for key, value in processors.items()}}})
+    found = faults_of(config, tmp_path)
+    assert found == [] if expected is None else any(expected in fault for fault in found), found
+
+
+def published(path, d_feat=158, d_market=21, d_model=16):
+    """A state dict under the authors' names."""
+    net = MASTERNet(d_feat, d_market, d_model)
+    names = {new: old for old, new in PUBLISHED}
+    torch.save({names[name]: value for name, value in net.state_dict().items()}, path)
+    return str(path)
+
+
+def test_checkpoints_are_held_against_the_dataset(good, tmp_path):
+    def found(path):
+        return "\n".join(faults_of(put(good, "task.model.kwargs.checkpoint", str(path)), tmp_path))
+
+    assert found(published(tmp_path / "fits.pt")) == ""
+    assert "d_feat: checkpoint 20, dataset 158" in found(published(tmp_path / "narrow.pt", d_feat=20))
+    assert "d_market: checkpoint 63, dataset 21" in found(published(tmp_path / "three.pt", d_market=63))
+    assert "has d_model 32, the model was asked for 16" in found(published(tmp_path / "wide.pt", d_model=32))
+    (tmp_path / "empty.pt").write_bytes(b"")
+    assert "DataError: checkpoint" in found(tmp_path / "empty.pt")
+    torch.save({"a": torch.zeros(1)}, tmp_path / "other.pt")
+    assert "was not written by TorchModel.save" in found(tmp_path / "other.pt")
+
+
+def test_the_width_of_ready_columns_comes_from_their_schema(good, tmp_path):
+    path = tmp_path / "market.parquet"
+    config = put(good, f"{KWARGS}.aux.market.kwargs", {"path": str(path), "normalize": False})
+    config = put(config, "task.model.kwargs.d_market", 5)
+    columns = [f"c{number}" for number in range(5)]
+    frame = pd.DataFrame(np.zeros((len(DAYS), 5)), DAYS, columns)
+    for table in (frame, frame.rename_axis("date"), frame.rename_axis("date").reset_index()):
+        table.to_parquet(path)
+        assert faults_of(config, tmp_path) == []
+    frame.iloc[:, :4].to_parquet(path)
+    assert any("d_market=5, the dataset gives 4" in fault for fault in faults_of(config, tmp_path))
+    frame.assign(word="a").to_parquet(path)
+    assert any("must hold numeric columns besides the day; not numeric: ['word']" in fault for fault in faults_of(config, tmp_path))
+    path.write_bytes(b"no table")
+    assert any("market.parquet is no Parquet file" in fault for fault in faults_of(config, tmp_path))
+
+
+def test_filtered_features_are_counted(good, tmp_path):
+    place = f"{HANDLER}.infer_processors"
+    kept = [*good["task"]["dataset"]["kwargs"]["handler"]["kwargs"]["infer_processors"],
+            {"class": "FilterCol", "kwargs": {"fields_group": "feature", "col_list": ["KMID", "ROC5", "MA5"]}}]
+    config = put(put(good, place, kept), "task.model.kwargs.d_feat", 3)
+    assert faults_of(config, tmp_path) == []
+    assert any("d_feat=4, the dataset gives 3" in fault for fault in faults_of(put(config, "task.model.kwargs.d_feat", 4), tmp_path))
+
+
+def test_our_models_need_a_panel(good, tmp_path):
+    config = put(baseline(good), "task.model", good["task"]["model"])
+    assert any("task.dataset: MASTER needs a dataset with panels" in fault for fault in faults_of(config, tmp_path))
 
 
 def baseline(good: dict) -> dict:
@@ -249,6 +357,10 @@ def test_command_line(good, store, tmp_path, capsys):
     assert module.main([str(good_file), str(bad_file)]) == 1
     out = capsys.readouterr().out
     assert f"{bad_file}: 1 fault\n" in out and "did you mean 'd_model'" in out
+    base = tmp_path / "_base.yaml"
+    base.write_text("qlib_init:\n  region: cn\ntask:\n  dataset:\n    kwargs: {}\n")
+    assert module.main([str(base), str(good_file)]) == 0
+    assert f"{base}: only a base for workflows" in capsys.readouterr().out
     assert module.main(["--store", str(store)]) == 0
     assert module.main(["--store", str(tmp_path / "none")]) == 1
 

@@ -9,8 +9,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from qlib_ext.check import check_workflow
+from qlib_ext.models.master import MASTERNet
+from qlib_ext.models.master import _PUBLISHED as PUBLISHED
 from qlib_ext.report.compare import Runs, compare
 from qlib_ext.workflow import load_workflow
 
@@ -47,14 +50,25 @@ def market(tmp_path_factory):
     return root
 
 
+@pytest.fixture(scope="session")
+def published(tmp_path_factory):
+    """A state dict and market columns of the published shapes, by the variables that name them."""
+    folder = tmp_path_factory.mktemp("published")
+    checkpoint, columns = folder / "net.pt", folder / "market.parquet"
+    names = {new: old for old, new in PUBLISHED}
+    torch.save({names[name]: value for name, value in MASTERNet(158, 63).state_dict().items()}, checkpoint)
+    days = pd.bdate_range("2017-09-01", "2024-12-31")
+    pd.DataFrame(np.zeros((len(days), 63), np.float32), days, [f"m{i}" for i in range(63)]).to_parquet(columns)
+    return {"QLIB_EXT_MASTER_CHECKPOINT": checkpoint, "QLIB_EXT_MASTER_MARKET": columns}
+
+
 @pytest.fixture
-def environment(market, tmp_path, monkeypatch):
+def environment(market, published, tmp_path, monkeypatch):
     """The variables a workflow reads: the store, a home in the temporary folder, no sizes, existing files for the anchor."""
     for name in SIZES:
         monkeypatch.delenv(name, raising=False)
-    for name in ("QLIB_EXT_MASTER_CHECKPOINT", "QLIB_EXT_MASTER_MARKET"):
-        (tmp_path / name).write_bytes(b"")
-        monkeypatch.setenv(name, str(tmp_path / name))
+    for name, path in published.items():
+        monkeypatch.setenv(name, str(path))
     monkeypatch.setenv("QLIB_DATA", str(market))
     monkeypatch.setenv("QLIB_EXT_HOME", str(tmp_path / "home"))
     return tmp_path

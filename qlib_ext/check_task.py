@@ -1,0 +1,187 @@
+"""The part of `check` that holds the parts of a task against each other: expressions, processors, dataset, model."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+
+from qlib_ext.check_data import StoreView, check_embargo
+from qlib_ext.data.loader import MarketStateLoader
+from qlib_ext.data.panel import MISSING_ROWS
+from qlib_ext.data.segments import label_offset
+from qlib_ext.errors import ConfigError
+from qlib_ext.factors.market_state import market_state_names
+
+
+def expressions(handler, group: str) -> tuple[list[str], list[str]]:
+    """Expressions and names of one group ("feature", "label") of a handler built on Qlib's loader; empty where unknown."""
+    fields = getattr(getattr(handler, "data_loader", None), "fields", None)
+    found = fields.get(group) if isinstance(fields, dict) else None
+    return ([str(part) for part in found[0]], [str(part) for part in found[1]]) if found else ([], [])
+
+
+@contextmanager
+def expression_parser():
+    """Qlib parses expressions inside, initialised or not; its own log of what it cannot parse is left out."""
+    from qlib.config import C
+    from qlib.data import ops
+    from qlib.data.data import ExpressionD, LocalExpressionProvider
+    before, disabled = vars(ExpressionD)["_provider"], logging.root.manager.disable
+    if not C.registered:
+        ops.register_all_ops(C)
+    logging.disable(logging.CRITICAL)
+    ExpressionD.register(LocalExpressionProvider())
+    try:
+        yield
+    finally:
+        ExpressionD.register(before)
+        logging.disable(disabled)
+
+
+# ---- handler against dataset ------------------------------------------------------------------------------------------------
+def check_labels(add, place: str, handler, dataset: dict, segments: dict, store: StoreView, trims: bool) -> None:
+    """The label's look ahead against the segments, and what processors do to labels; `trims`: the dataset is one of ours."""
+    if trims:
+        _check_processors(add, f"{place}.handler.kwargs", handler)
+        if getattr(handler, "drop_raw", False) and not hasattr(handler, "label_frame"):
+            add(f"{place}.handler.kwargs.drop_raw",
+                f"{type(handler).__name__} drops its raw labels too, and evaluation needs them",
+                "use the handlers of qlib_ext.data.handler, or drop_raw: false")
+    labels, features = expressions(handler, "label")[0], expressions(handler, "feature")[0]
+    embargo = dataset.get("embargo", "auto")
+    with expression_parser():
+        _check_features(add, f"{place}.handler", features)
+        try:
+            ahead = label_offset(labels) if labels else 0
+        except ConfigError as error:
+            text, _, advice = str(error).partition(": write ")
+            add(f"{place}.handler.kwargs.label", text, f"write {advice}" if advice else "correct the expression")
+            return
+    if not labels and trims and embargo == "auto":
+        add(f"{place}.embargo", "the label's look ahead cannot be read from this handler", "give the number of trading days")
+    check_embargo(add, place, segments, ahead, store, trims, embargo)
+
+
+def _check_features(add, where: str, features: list[str]) -> None:
+    """A feature of day t may use what is known on day t."""
+    for expression in features:
+        try:
+            ahead = label_offset([expression], "feature")
+        except ConfigError as error:
+            text, _, advice = str(error).partition(": write ")
+            add(where, text, f"write {advice}" if advice else "correct the expression")
+            continue
+        if ahead > 0:
+            add(where, f"feature {expression!r} looks {ahead} trading days ahead: a leak", "use positive offsets in features")
+
+
+def _check_processors(add, where: str, handler) -> None:
+    for number, processor in enumerate(getattr(handler, "learn_processors", [])):
+        group = getattr(processor, "fields_group", None)
+        if group != "label":
+            add(f"{where}.learn_processors[{number}]",
+                f"{type(processor).__name__} (fields_group {group!r}) touches features, which must be the "
+                "same in training and inference", "give it fields_group: label, or move it to infer_processors")
+    for key in ("shared_processors", "infer_processors"):
+        for number, processor in enumerate(getattr(handler, key, [])):
+            everything = None if type(processor).__name__ == "ProcessInf" else "feature"
+            groups = getattr(processor, "fields_group", everything)
+            if groups is None or "label" in (groups if isinstance(groups, (list, tuple)) else [groups]):
+                add(f"{where}.{key}[{number}]",
+                    f"{type(processor).__name__} (fields_group {groups!r}) rewrites labels, which are for learn processors",
+                    "give it fields_group: feature" if hasattr(processor, "fields_group") else "take it out")
+
+
+def check_dataset_values(add, place: str, dataset: dict) -> None:
+    """Values that `PanelDatasetH` refuses."""
+    window, missing_rows = dataset.get("window", 8), dataset.get("missing_rows", "nan")
+    if type(window) is not int or window < 1:
+        add(f"{place}.window", f"{window!r} is no whole number of days, at least 1", "write 8")
+    if missing_rows not in MISSING_ROWS:
+        add(f"{place}.missing_rows", f"{missing_rows!r} is unknown", f"choose one of {', '.join(MISSING_ROWS)}")
+
+
+# ---- model against dataset --------------------------------------------------------------------------------------------------
+def feature_count(handler) -> int | None:
+    """Features that reach the model; None where a processor or the loader does not let it be read."""
+    names = expressions(handler, "feature")[1]
+    for key in ("shared_processors", "infer_processors"):
+        for processor in getattr(handler, key, []):
+            if type(processor).__name__ == "FilterCol" and processor.fields_group == "feature":
+                names = [name for name in names if name in processor.col_list]
+            elif type(processor).__name__ == "DropCol":
+                names = [name for name in names if name not in processor.col_list]
+            elif not type(processor).__module__.startswith(("qlib.", "qlib_ext.")):
+                return None
+    return len(names) or None
+
+
+def market_width(add, where: str, loader: MarketStateLoader) -> int | None:
+    """Columns the loader will give, from the schema alone where they are ready; None where that cannot be read."""
+    if loader.path is None:
+        return len(loader.instruments) * len(market_state_names("SH000300"))
+    path = Path(loader.path).expanduser()
+    if not path.is_file():
+        return None
+    import pyarrow
+    from pyarrow import parquet
+    try:
+        schema = parquet.read_schema(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        add(f"{where}.path", f"{path.name} is no Parquet file ({error})", "name the file of market columns")
+        return None
+    index = (schema.pandas_metadata or {}).get("index_columns", [])
+    columns = [field for field in schema if field.name not in index and field.name.lower() not in ("date", "datetime")]
+    words = [f.name for f in columns if not (pyarrow.types.is_integer(f.type) or pyarrow.types.is_floating(f.type))]
+    if words or not columns:
+        add(f"{where}.path", f"{path.name} must hold numeric columns besides the day; not numeric: {words[:5]}", "correct the file")
+        return None
+    return len(columns)
+
+
+def check_model(add, model, handler, dataset: dict, loaders: dict, has_panel: bool) -> None:
+    """The network of a `TorchModel` is built (or read from its checkpoint) for the dataset's widths, and asked for two scores.
+
+    `loaders`: the aux loaders by name, None where one could not be made.
+    """
+    where = "task.model.kwargs"
+    if not has_panel:
+        add("task.dataset", f"{type(model).__name__} needs a dataset with panels", "use qlib_ext.data.dataset.PanelDatasetH")
+        return
+    features = None if handler is None else feature_count(handler)
+    checkpoint = model.options["checkpoint"]
+    widths = {name: market_width(add, f"task.dataset.kwargs.aux.{name}.kwargs", loader)
+              if isinstance(loader, MarketStateLoader) else None for name, loader in loaders.items()}
+    if features is None or None in widths.values() or (checkpoint and not Path(checkpoint).expanduser().is_file()):
+        features = features or 1  # what does not depend on widths can be said all the same
+        checkpoint, known = None, False
+    else:
+        known = True
+    panel = SimpleNamespace(n_features=features, day_aux={name: np.empty((1, width or 1)) for name, width in widths.items()})
+    try:
+        _try_network(model, panel, checkpoint, known, dataset.get("window", 8))
+    except Exception as error:
+        text, _, advice = str(error).partition(": use ")
+        add(where, f"{type(model).__name__} refuses this dataset ({type(error).__name__}: {text})",
+            f"use {advice}" if advice else "make model, checkpoint and dataset fit")
+
+
+def _try_network(model, panel, checkpoint, known: bool, window) -> None:
+    import torch
+    sizes = model.sizes(panel)
+    if not known:  # only the options that are the network's own
+        sizes = {name: model.net_options.get(name) if model.net_options.get(name) is not None else size
+                 for name, size in sizes.items()}
+    net = model.load_net(checkpoint, sizes) if checkpoint else model.build_net(sizes)
+    wanted = getattr(net, "aux", ())
+    missing = [name for name in wanted if name not in panel.day_aux]
+    if missing:
+        raise ConfigError(f"the network needs aux {missing}, the dataset gives {sorted(panel.day_aux)}: use the dataset's `aux:`")
+    if known and type(window) is int and window > 0:
+        aux = {name: torch.zeros(panel.day_aux[name].shape[1]) for name in wanted}
+        with torch.no_grad():
+            net.eval()(torch.zeros(2, window, panel.n_features), **aux)
