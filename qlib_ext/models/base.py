@@ -100,10 +100,12 @@ class TorchModel(Model):
         stored = read_checkpoint(path)
         if not {"class", "net_options", "sizes", "weights"} <= set(stored):
             raise DataError(f"checkpoint {path} was not written by TorchModel.save (nor is it a published one this model knows)")
+        if stored["class"] != type(self).__name__:
+            raise ConfigError(f"{path} holds a {stored['class']}, this model is a {type(self).__name__}")
         self.check_sizes(path, stored["sizes"], sizes)
         other = {k: (v, self.net_options.get(k)) for k, v in stored["net_options"].items()
                  if k not in sizes and self.net_options.get(k) != v and k != "dropout"}
-        if other or stored["class"] != type(self).__name__:
+        if other:
             raise ConfigError(f"{path} holds a {stored['class']}; options that differ (its, this model's): {other}")
         net = self.build_net(sizes)
         net.load_state_dict(stored["weights"])
