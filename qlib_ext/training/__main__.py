@@ -30,7 +30,10 @@ def read_config(path: str | Path) -> dict:
     try:
         if path.suffix in (".yaml", ".yml"):
             import yaml
-            config = yaml.safe_load(text)
+            try:
+                config = yaml.safe_load(text)
+            except yaml.YAMLError as error:
+                raise ValueError(" ".join(str(error).split())) from error
         else:
             config = json.loads(text)
     except ImportError as error:
@@ -48,13 +51,18 @@ def build_model(config: dict):
     """The model a configuration names (a `TorchModel`).
 
     Raises:
-        ConfigError: no such module or class, or keywords it refuses.
+        ConfigError: no such module or class, not a model of this package's kind, or keywords it refuses.
     """
     try:
         kind = getattr(importlib.import_module(config["module_path"]), config["class"])
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"model {config['module_path']}.{config['class']} cannot be imported: {error}") from error
-    return kind(**config.get("kwargs", {}))
+    if not hasattr(kind, "fit_panel"):
+        raise ConfigError(f"{config['module_path']}.{config['class']} is no model that trains on a panel (a `TorchModel`)")
+    options = config.get("kwargs") or {}
+    if not isinstance(options, dict):
+        raise ConfigError(f"kwargs of {config['class']} are {options!r}: give name: value pairs")
+    return kind(**options)
 
 
 def main(arguments: list[str] | None = None) -> int:
