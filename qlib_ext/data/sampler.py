@@ -37,11 +37,15 @@ class DaySampler:
     Args:
         panel: the panel (or a view of it).
         device: where the tables are held and batches come out; on a GPU the tables are copied there once.
+        beside: a sampler of another view of the same panel on the same device, whose tables are used again.
     """
 
-    def __init__(self, panel: Panel, device: str | torch.device = "cpu"):
+    def __init__(self, panel: Panel, device: str | torch.device = "cpu", beside: DaySampler | None = None):
         self.panel = panel
         self.device = torch.device(device)
+        self._tables: dict[int, tuple[np.ndarray, torch.Tensor]] = {}
+        if beside is not None and beside.device == self.device:
+            self._tables.update(beside._tables)
         self._values = {name: self._put(block.values) for name, block in panel.blocks.items()}
         self._label = self._put(panel.label if panel.training else panel.label_eval)
         self._raw = self._put(panel.label_raw)
@@ -50,7 +54,9 @@ class DaySampler:
 
     def _put(self, array: np.ndarray) -> torch.Tensor:
         """The array on the device (shared on the CPU); float16 tables of a packed panel become float32 when gathered."""
-        return torch.from_numpy(np.require(array, requirements=["C", "W"])).to(self.device)
+        if id(array) not in self._tables:  # the array is held beside its copy, so that its id stays its own
+            self._tables[id(array)] = array, torch.from_numpy(np.require(array, requirements=["C", "W"])).to(self.device)
+        return self._tables[id(array)][1]
 
     def batch(self, day: int) -> Batch:
         """The batch of day position ``day``.

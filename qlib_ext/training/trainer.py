@@ -98,7 +98,8 @@ class Trainer:
         if self.epochs and valid is not None and len(valid.labelled_days()) == 0:
             raise DataError(f"no labelled day in the validation span {_span(valid)}; check label, universe and segments")
         run = _Run(self, net, rule, device, state_file)
-        samplers = DaySampler(train, device), (None if valid is None else DaySampler(valid, device))
+        sampler = DaySampler(train, device)
+        valid_sampler = None if valid is None else DaySampler(valid, device, beside=sampler)
         first = run.resume()
         for epoch, row in enumerate(run.history.epochs):
             if on_epoch is not None:
@@ -108,9 +109,9 @@ class Trainer:
                 break
             started = time.perf_counter()
             torch.manual_seed(self.seed * 1_000_003 + epoch)  # dropout depends on (seed, epoch) alone: a resumed fit is the same
-            row = {"train_loss": self._train_epoch(net, rule, run, samplers[0], units, epoch)}
+            row = {"train_loss": self._train_epoch(net, rule, run, sampler, units, epoch)}
             if valid is not None:
-                row.update(evaluate(net, rule, samplers[1]))
+                row.update(evaluate(net, rule, valid_sampler))
             row["seconds"] = time.perf_counter() - started
             run.finish_epoch(epoch, row, valid is not None)
             if on_epoch is not None:
