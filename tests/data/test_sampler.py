@@ -124,3 +124,25 @@ def test_epoch_order_follows_from_seed_and_epoch_alone():
     assert sorted(epoch_order(units, 3, 5, count=1000)) == units.tolist()
     seen = set().union(*(epoch_order(units, 0, epoch, count=10).tolist() for epoch in range(60)))
     assert seen == set(units.tolist()), "over the epochs every day is drawn"
+
+
+def test_two_views_share_their_tables_on_a_device(monkeypatch):
+    """Training and validation of one panel hold the feature table once (on a GPU that is its largest allocation)."""
+    copied = []
+    original = torch.Tensor.to
+
+    def to(self, *arguments, **options):
+        copied.append(self.shape)
+        return original(self, *arguments, **options)
+
+    panel = small_panel()
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    first = DaySampler(panel.view("train", training=True))
+    before = len(copied)
+    second = DaySampler(panel.view("valid"), beside=first)
+    assert before == 4 and copied[before:] == [panel.label_eval.shape], "features, labels, raw labels, market; then one label more"
+    monkeypatch.undo()
+    alone = DaySampler(panel.view("valid"))
+    for name in ("x", "y", "y_raw"):
+        assert getattr(second.batch(20), name).numpy().tobytes() == getattr(alone.batch(20), name).numpy().tobytes()
+    assert any(not torch.equal(first.batch(day).mask, second.batch(day).mask) for day in range(18, 24)), "each has its own labels"
