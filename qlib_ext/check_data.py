@@ -111,8 +111,9 @@ def check_universe(add, where: str, universe, store: StoreView, segments: dict) 
         (asked_first, asked_last), (first, last) = (store.positions(pair) for pair in (
             (start, end), (spans["start"].min(), spans["end"].max())))
         if first - asked_first > SPARE_DAYS or asked_last - last > SPARE_DAYS:
-            add(where, f"universe {universe!r} has members from {store.calendar[first]} to {store.calendar[last]}, segment {name!r} "
-                f"is {start} to {end}", "shorten the segment, or ingest the members of the missing days")
+            known = f"{store.calendar[first]} to {store.calendar[last]}"
+            add(where, f"universe {universe!r} has members from {known}, segment {name!r} is {start} to {end}",
+                "shorten the segment, or ingest the members of the missing days")
 
 
 def read_segments(add, where: str, segments, store: StoreView) -> dict[str, tuple[np.datetime64, np.datetime64]]:

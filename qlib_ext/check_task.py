@@ -138,7 +138,8 @@ def market_width(add, where: str, loader: MarketStateLoader) -> int | None:
     columns = [field for field in schema if field.name not in index and field.name.lower() not in ("date", "datetime")]
     words = [f.name for f in columns if not (pyarrow.types.is_integer(f.type) or pyarrow.types.is_floating(f.type))]
     if words or not columns:
-        add(f"{where}.path", f"{path.name} must hold numeric columns besides the day; not numeric: {words[:5]}", "correct the file")
+        add(f"{where}.path", f"{path.name} must hold numeric columns besides the day; not numeric: {words[:5]}",
+            "correct the file")
         return None
     return len(columns)
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # From nothing to a result: environment, installation, demo market (or the store named by QLIB_DATA), main workflow, table.
-# Run it again at any time: what is done is skipped. Variables that are set (README, Environment variables) are respected.
+# Run it again at any time: what is done is skipped. Variables that are set (README, section Environment variables) are respected.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/_environment.sh"
 

@@ -13,6 +13,7 @@ Signal columns come from the artefacts `pred.pkl` and `label.pkl`, portfolio col
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import sys
@@ -181,6 +182,38 @@ class Runs:
                                         max_results=1000)
         return [run for run in found if self._path(run, "pred.pkl") is not None]
 
+    def unusable(self) -> list[str]:
+        """A sentence for every experiment that has runs which did not finish, or finished without predictions or raw labels."""
+        lines = []
+        for identifier, name in sorted(self.experiments.items(), key=lambda item: item[1]):
+            reasons = {}
+            for run in self.client.search_runs([identifier], max_results=1000):
+                if run.info.status != "FINISHED":
+                    reasons.setdefault(run.info.status.lower(), []).append(run.info.run_id[:8])
+                elif not self.complete(run):
+                    reasons.setdefault("no predictions or raw labels", []).append(run.info.run_id[:8])
+            for reason, runs in sorted(reasons.items()):
+                lines.append(f"skipped: {len(runs)} of {name} ({reason}): {', '.join(runs[:3])}{' ...' if len(runs) > 3 else ''}")
+        return lines
+
+    def complete(self, run) -> bool:
+        """Whether a run kept predictions and raw labels."""
+        return all(self._path(run, name) is not None for name in ("pred.pkl", "label.pkl"))
+
+    def universe(self, run) -> str:
+        """Whom a run scored: the universe of its run card, else of its task's dataset, else what its handler loaded."""
+        card, task = self._path(run, "run_card.json"), self._path(run, "task")
+        name = ((json.loads(card.read_text()).get("panel") or {}).get("universe")) if card is not None else None
+        if name is None and task is not None:
+            options = (pd.read_pickle(task).get("dataset") or {}).get("kwargs") or {}
+            handler = options.get("handler")
+            handler = (handler.get("kwargs") or {}) if isinstance(handler, dict) else {}
+            name = options.get("universe") or handler.get("instruments")
+            name = name.get("market") if isinstance(name, dict) else name
+        if isinstance(name, (list, tuple)):
+            return f"{len(name)} listed instruments"
+        return "unknown universe" if name is None else str(name)
+
     def named(self, name: str):
         """A run by its recorder id, or the latest finished one of an experiment.
 
@@ -260,11 +293,22 @@ def _choose(runs: Runs, options) -> list:
     if not (options.run or options.experiment or options.last):
         latest = {}
         for run in runs.finished():
-            latest.setdefault(run.info.experiment_id, run)
+            if run.info.experiment_id not in latest and runs.complete(run):
+                latest[run.info.experiment_id] = run
         chosen = list(latest.values())
     if not chosen:
         raise DataError(f"{runs.uri} has no finished run with predictions: run a workflow first")
     return list({run.info.run_id: run for run in chosen}.values())
+
+
+def _groups(runs: Runs, chosen: Mapping[str, object], loaded: Mapping[str, Run]) -> dict[str, list[str]]:
+    """Names of runs that can share a table: heading (universe, first and last scored day) -> names."""
+    groups = {}
+    for name, run in chosen.items():
+        days = loaded[name].score.index.get_level_values("datetime")
+        span = f"{days.min():%Y-%m-%d} to {days.max():%Y-%m-%d}" if len(days) else "no days"
+        groups.setdefault(f"{runs.universe(run)}, {span}", []).append(name)
+    return dict(sorted(groups.items()))
 
 
 def _members(options) -> Optional[pd.DataFrame]:
@@ -283,7 +327,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Command line; 0, or 1 with the error's sentence on stderr."""
     parser = argparse.ArgumentParser(description="Compare finished runs on the identical set of (day, stock, raw label).")
     parser.add_argument("run", nargs="*",
-                        help="recorder id, or experiment name for its latest finished run; default: latest of each experiment")
+                        help="recorder id, or experiment name for its latest finished run; default: latest of each experiment, "
+                             "one table for each universe and test span")
     parser.add_argument("--experiment", action="append", metavar="NAME",
                         help="all finished runs of an experiment (may be repeated)")
     parser.add_argument("--last", action="store_true", help="the run finished last")
@@ -295,18 +340,41 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--csv", metavar="FILE", help="write the table there too")
     options = parser.parse_args(arguments)
     try:
-        runs = Runs(options.uri)
-        chosen = _names(runs, _choose(runs, options))
-        table = compare([runs.load(run, name) for name, run in chosen.items()], _members(options), options.min_pairs)
+        return _report(options)
     except ExtError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
-    print(format_table(table))
-    pairs = int(table["pairs"].iloc[0])
-    print(f"Every row on the same {pairs} pairs of (day, stock, raw label); 'dropped' counts the others a run had.")
+
+
+def _report(options) -> int:
+    """Tables of the runs asked for; without any asked for, one table for each universe and test span."""
+    runs, strict = Runs(options.uri), bool(options.run or options.experiment or options.last)
+    for line in [] if strict else runs.unusable():
+        print(line)
+    chosen = _names(runs, _choose(runs, options))
+    loaded = {name: runs.load(run, name) for name, run in chosen.items()}
+    groups = {"": list(chosen)} if strict else _groups(runs, chosen, loaded)
+    members, tables, status = _members(options), {}, 0
+    for heading, names in groups.items():
+        if heading:
+            print(f"\n== {heading}")
+        try:
+            table = compare([loaded[name] for name in names], members, options.min_pairs)
+        except DataError as error:
+            if strict:
+                raise
+            print(f"DataError in {heading}: {error}; name the runs that belong together", file=sys.stderr)
+            status = 1
+            continue
+        tables[heading] = table
+        print(format_table(table))
+        pairs = int(table["pairs"].iloc[0])
+        print(f"Every row on the same {pairs} pairs of (day, stock, raw label); 'dropped' counts the others a run had.")
+        for name in names:
+            print(f"{name}: {runs.describe(chosen[name])}")
     print("ICIR per day; excess after cost, compounded relative to the benchmark; turnover = (bought + sold) / account per day.")
-    for name, run in chosen.items():
-        print(f"{name}: {runs.describe(run)}")
-    if options.csv:
-        table.rename_axis("run").to_csv(options.csv)
-    return 0
+    if options.csv and tables:
+        several = len(tables) > 1
+        frames = [table.assign(group=heading) if several else table for heading, table in tables.items()]
+        pd.concat(frames).rename_axis("run").to_csv(options.csv)
+    return status

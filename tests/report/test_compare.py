@@ -1,5 +1,8 @@
 """Comparison of runs: identical pairs in every row, hand-computed portfolio figures, and what is refused."""
 
+import json
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -170,3 +173,95 @@ def test_command_line_says_what_is_missing(tracked, tmp_path, capsys):
     assert "no experiment 'mastr'" in capsys.readouterr().err
     assert module.main(["--uri", f"sqlite:///{tmp_path}/none.db"]) == 1
     assert "there is no tracking database" in capsys.readouterr().err and not (tmp_path / "none.db").exists()
+
+
+def add_run(client, folder, place, status="FINISHED", index=INDEX, seed=1, label=LABEL, card=None, task=None):
+    """A run with predictions, labels and, where given, run card and task."""
+    run = client.create_run(place)
+    folder = folder / run.info.run_id
+    folder.mkdir(parents=True)
+    frames = make_run("x", seed, index, label)
+    frames.score.to_frame("score").to_pickle(folder / "pred.pkl")
+    if label is not None:
+        frames.label.to_frame("LABEL0").to_pickle(folder / "label.pkl")
+    if card is not None:
+        (folder / "run_card.json").write_text(json.dumps(card))
+    if task is not None:
+        pd.to_pickle(task, folder / "task")
+    client.log_artifacts(run.info.run_id, str(folder))
+    client.set_terminated(run.info.run_id, status)
+    return run.info.run_id
+
+
+@pytest.fixture(scope="module")
+def several_runs(tmp_path_factory):
+    """Runs of several universes and two spans, from cards and tasks, with a failed one."""
+    from mlflow.tracking import MlflowClient
+
+    tmp_path = tmp_path_factory.mktemp("several")
+    uri = f"sqlite:///{tmp_path}/tracking.db"
+    client = MlflowClient(tracking_uri=uri)
+
+    def experiment(name):
+        return client.create_experiment(name, artifact_location=str(tmp_path / "artifacts" / name))
+
+    def task(**kwargs):
+        return {"dataset": {"kwargs": {"handler": {"kwargs": kwargs}}}}
+
+    small = INDEX[INDEX.get_level_values("instrument") < STOCKS[6]]
+    master, short = experiment("master"), INDEX[INDEX.get_level_values("datetime") < DAYS[3]]
+    add_run(client, tmp_path, master, card={"panel": {"universe": "csi1000"}})
+    broken = add_run(client, tmp_path, master, "FAILED", card={"panel": {"universe": "csi1000"}})
+    add_run(client, tmp_path, experiment("gru"), seed=2, task=task(instruments="csi1000"))
+    add_run(client, tmp_path, experiment("lightgbm"), seed=3, index=small, task=task(instruments={"market": "csi300"}))
+    add_run(client, tmp_path, experiment("early"), seed=4, index=short, task=task(instruments=["SH600000", "SH600001"]))
+    place = experiment("bare")
+    add_run(client, tmp_path, place, seed=5, card={"panel": {"universe": None}}, task=task(instruments="csi1000"))
+    return tmp_path, broken
+
+
+@pytest.fixture
+def several(several_runs, tmp_path):
+    """A copy of the database to add runs to."""
+    from mlflow.tracking import MlflowClient
+
+    folder, broken = several_runs
+    shutil.copy(folder / "tracking.db", tmp_path / "tracking.db")
+    uri = f"sqlite:///{tmp_path}/tracking.db"
+    return uri, MlflowClient(tracking_uri=uri), tmp_path, broken
+
+
+def test_runs_of_several_universes_and_spans_get_a_table_each(several, tmp_path, capsys):
+    uri, _, _, broken = several
+    assert module.main(["--uri", uri, "--min-pairs", "2", "--csv", str(tmp_path / "table.csv")]) == 0
+    out = capsys.readouterr().out
+    headings = [line[3:] for line in out.splitlines() if line.startswith("== ")]
+    assert headings == ["2 listed instruments, 2023-01-02 to 2023-01-04", "csi1000, 2023-01-02 to 2023-01-09",
+                        "csi300, 2023-01-02 to 2023-01-09"]
+    assert f"skipped: 1 of master (failed): {broken[:8]}" in out
+    table = pd.read_csv(tmp_path / "table.csv", index_col="run")
+    assert table["pairs"].to_dict() == {"early": 36, "master": 72, "gru": 72, "bare": 72, "lightgbm": 36}
+    # named runs are compared as they are, on what they share
+    assert module.main(["--uri", uri, "--min-pairs", "2", "master", "lightgbm"]) == 0
+    assert "same 36 pairs" in capsys.readouterr().out
+
+
+def test_a_group_that_cannot_be_compared_does_not_hide_the_others(several, capsys):
+    uri, client, folder, _ = several
+    place = client.create_experiment("other", artifact_location=str(folder / "artifacts" / "other"))
+    add_run(client, folder, place, index=INDEX, label=LABEL + 0.01, card={"panel": {"universe": "csi1000"}})
+    assert module.main(["--uri", uri, "--min-pairs", "2"]) == 1
+    done = capsys.readouterr()
+    assert "DataError in csi1000, 2023-01-02 to 2023-01-09: raw labels of" in done.err and "lightgbm" in done.out
+    assert module.main(["--uri", uri, "--min-pairs", "2", "other", "master"]) == 1
+    done = capsys.readouterr()
+    assert "raw labels of 'other' and 'master' differ" in done.err and not done.out
+
+
+def test_finished_runs_without_predictions_are_skipped(several, capsys):
+    uri, client, folder, _ = several
+    place = client.get_experiment_by_name("gru").experiment_id
+    run = client.create_run(place)
+    client.set_terminated(run.info.run_id, "FINISHED")
+    assert module.main(["--uri", uri, "--min-pairs", "2"]) == 0
+    assert f"skipped: 1 of gru (no predictions or raw labels): {run.info.run_id[:8]}" in capsys.readouterr().out
