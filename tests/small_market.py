@@ -32,7 +32,8 @@ def build_store(folder: Path) -> Path:
 
 def start_qlib(store: Path, **options) -> None:
     """Point Qlib at the store, in one process."""
-    qlib.init(provider_uri=str(store), region="cn", kernels=1, expression_cache=None, dataset_cache=None, logging_level=30, **options)
+    qlib.init(provider_uri=str(store), region="cn", kernels=1, expression_cache=None, dataset_cache=None,
+              logging_level=30, **options)
 
 
 class FiveFeatures(DataHandlerLP):

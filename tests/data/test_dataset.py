@@ -433,7 +433,7 @@ def test_a_segment_that_was_not_loaded(qlib_started):
 def test_a_universe_without_anybody_loaded(qlib_started):
     codes = ("SH999991", "SH999992")
     with pytest.raises(DataError, match="'train'.*'csi300'"):
-        make(static_handler(small_frame(qlib_started, codes=codes)), segments=STATIC["segments"], universe="csi300", embargo=2).panel()
+        make(static_handler(small_frame(qlib_started, codes=codes)), STATIC["segments"], "csi300", embargo=2).panel()
 
 
 def test_processors_of_ours_hold_no_panel_state():

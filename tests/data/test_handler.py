@@ -31,7 +31,8 @@ def test_every_table_equals_that_of_qlibs_handler(learn, process_type):
                     with pytest.raises(AttributeError, match="drop_raw"):
                         lean.fetch(col_set=columns, data_key=key)
                     continue
-                expected, found = (h.fetch(slice("2015-11-01", "2016-02-01"), col_set=columns, data_key=key) for h in (plain, lean))
+                span = slice("2015-11-01", "2016-02-01")
+                expected, found = (h.fetch(span, col_set=columns, data_key=key) for h in (plain, lean))
                 pd.testing.assert_frame_equal(found, expected, obj=f"{key} {columns}")
             if key != DataHandlerLP.DK_R:
                 assert lean.get_cols(data_key=key) == plain.get_cols(data_key=key)

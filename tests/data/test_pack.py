@@ -244,7 +244,8 @@ BLOCKER = '''
 import sys
 from importlib.machinery import PathFinder
 class Bare(PathFinder):
-    absent = {"qlib", "pandas", "scipy", "pyarrow", "tqdm", "mlflow", "yaml", "ruamel", "lightgbm", "sklearn", "matplotlib", "jinja2"}
+    absent = {"qlib", "pandas", "scipy", "pyarrow", "tqdm", "mlflow", "yaml", "ruamel", "lightgbm", "sklearn",
+              "matplotlib", "jinja2"}
     @classmethod
     def find_spec(cls, name, path=None, target=None):
         return None if name.split(".")[0] in cls.absent else PathFinder.find_spec(name, path, target)

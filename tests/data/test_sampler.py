@@ -140,7 +140,7 @@ def test_two_views_share_their_tables_on_a_device(monkeypatch):
     first = DaySampler(panel.view("train", training=True))
     before = len(copied)
     second = DaySampler(panel.view("valid"), beside=first)
-    assert before == 4 and copied[before:] == [panel.label_eval.shape], "features, labels, raw labels, market; then one label more"
+    assert before == 4 and copied[before:] == [panel.label_eval.shape], "three tables and the market; then a label"
     monkeypatch.undo()
     alone = DaySampler(panel.view("valid"))
     for name in ("x", "y", "y_raw"):

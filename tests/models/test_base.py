@@ -178,7 +178,8 @@ def test_a_checkpoint_gives_weights_back(tmp_path):
 
 @pytest.mark.parametrize("make, said", [
     (lambda path: None, "does not exist"), (lambda path: path.write_bytes(b"no"), "cannot be read"),
-    (lambda path: torch.save([1], path), "holds a list"), (lambda path: torch.save({"a": torch.ones(1)}, path), "TorchModel.save"),
+    (lambda path: torch.save([1], path), "holds a list"),
+    (lambda path: torch.save({"a": torch.ones(1)}, path), "TorchModel.save"),
 ])
 def test_what_is_no_checkpoint(tmp_path, make, said):
     make(tmp_path / "net.pt")

@@ -43,7 +43,8 @@ def test_yaml_where_it_can_be_read(tmp_path):
 
 @pytest.mark.parametrize("name, content, said", [
     ("a.json", "{", "cannot be read"), ("a.yaml", "a: [", "cannot be read"), ("a.yaml", "a:\n\t- b", "cannot be read"),
-    ("a.json", "[1]", "class and module_path"), ("a.json", '{"class": "GRU"}', "class and module_path"), ("a.yaml", "", "class and"),
+    ("a.json", "[1]", "class and module_path"), ("a.json", '{"class": "GRU"}', "class and module_path"),
+    ("a.yaml", "", "class and module_path"),
     ("a.json", '{"task": [1]}', "class and module_path"),
 ])
 def test_configurations_that_cannot_be_read(tmp_path, name, content, said):
@@ -77,10 +78,11 @@ def test_it_trains_and_says_where_the_weights_are(tmp_path, pack, capsys):
 
 def test_faults_are_one_sentence_and_status_1(tmp_path, pack, capsys):
     config = written(tmp_path, MODEL)
+    wide = written(tmp_path, {**MODEL, "kwargs": {"d_feat": 158}}, "wide.json")
     for arguments, said in (([str(tmp_path / "no.pack"), str(config)], "DataError: .*no.pack"),
                             ([str(pack), str(tmp_path / "no.json")], "ConfigError: .*no.json"),
                             ([str(config), str(config)], "DataError: .*model.json"),
-                            ([str(pack), str(written(tmp_path, {**MODEL, "kwargs": {"d_feat": 158}}, "b.json"))], "ShapeError: .*158.*3")):
+                            ([str(pack), str(wide)], "ShapeError: .*158.*3")):
         assert main(arguments) == 1
         error = capsys.readouterr().err.strip().splitlines()[-1]
         assert re.match(said, error), error
