@@ -9,15 +9,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from qlib_ext.data.segments import FITTED, SPARE_DAYS
 from qlib_ext.signatures import did_you_mean
 
 SLACK = np.timedelta64(10, "D")
 """Dates may lie this far outside the store's calendar: the longest closure of the exchanges is shorter."""
-
-SPARE_DAYS = 10
-"""Trading days at an end of a segment on which an instruments file may hold nobody."""
-
-FITTED = ("train", "valid")
 
 
 class StoreView:

@@ -16,13 +16,10 @@ from qlib.log import get_module_logger
 from qlib.utils import init_instance_by_config
 
 from qlib_ext.data.panel import MISSING_ROWS, Block, Panel
-from qlib_ext.data.segments import label_offset, segment_positions, trim_segments
+from qlib_ext.data.segments import SPARE_DAYS, label_offset, segment_positions, trim_segments
 from qlib_ext.data.universe import universe_grid, universe_mask
 from qlib_ext.errors import ConfigError, DataError, ExtError
 from qlib_ext.store.metadata import check_store, fingerprint
-
-SPARE_DAYS = 10
-"""Trading days that may be missing at an end of a segment before it is an error."""
 
 logger = get_module_logger("qlib_ext.dataset")
 _NO_RAW_LABEL = ("{} drops its raw labels (drop_raw: true), and evaluation needs them: use the handlers of qlib_ext.data.handler, "

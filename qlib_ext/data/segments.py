@@ -11,6 +11,8 @@ from qlib.data.ops import Ref, Rolling
 from qlib_ext.errors import ConfigError
 
 FITTED = ("train", "valid")
+SPARE_DAYS = 10
+"""Trading days that may be missing at an end of a segment before it is an error: nobody may have traded."""
 
 
 def label_offset(expressions: list[str], kind: str = "label") -> int:
