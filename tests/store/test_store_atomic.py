@@ -17,7 +17,8 @@ from qlib_ext.store.writer import StoreLock, StoreWriter
 
 ROOT = Path(__file__).resolve().parents[2]
 SLOW_WRITER = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a suite started in the background hands on an ignored SIGINT
 from qlib_ext.store import writer
 from qlib_ext.store.__main__ import main
 original = writer.StoreWriter.features
