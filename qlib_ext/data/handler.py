@@ -72,7 +72,8 @@ class LeanHandler:
             AttributeError: raw columns other than the label were asked for with ``drop_raw=True`` (the error Qlib raises).
         """
         if col_set == "label" and data_key in (self.DK_R, self.DK_L):
-            return self._fetch_data(self.label_frame(data_key), selector=selector, level=level, col_set=col_set, **kwargs)
+            labels = self.label_frame(data_key)
+            return self._fetch_data(labels, selector=selector, level=level, col_set=col_set, **kwargs).copy()
         return super().fetch(selector, level=level, col_set=col_set, data_key=data_key, **kwargs)
 
 
