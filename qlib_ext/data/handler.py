@@ -31,7 +31,6 @@ class LeanHandler:
         if self.drop_raw:  # an untouched column would keep the whole raw table alive
             for column in self._infer[["label"]].columns:
                 self._infer.isetitem(self._infer.columns.get_loc(column), self._infer[column].to_numpy(copy=True))
-            self._learn = self._infer
         self._learned = self._run_proc_l(self._infer[["label"]].copy(), processors, with_fit=with_fit, check_for_infer=False)
 
     def label_frame(self, data_key: str) -> pd.DataFrame:

@@ -161,8 +161,7 @@ class Runs:
         from mlflow.tracking import MlflowClient
 
         from qlib_ext.tracking import database_path, resolve_uri
-        home = os.environ.get("QLIB_EXT_HOME") or "~/.qlib_ext"
-        self.uri = resolve_uri(uri or f"sqlite:///{home}/tracking.db")
+        self.uri = resolve_uri(uri or f"sqlite:///{_home()}/tracking.db")
         path = database_path(self.uri)
         if path is not None and not path.is_file():
             raise DataError(f"there is no tracking database {path}: run a workflow first, or name another with --uri")
@@ -311,13 +310,16 @@ def _groups(runs: Runs, chosen: Mapping[str, object], loaded: Mapping[str, Run])
     return dict(sorted(groups.items()))
 
 
+def _home() -> str:
+    return os.environ.get("QLIB_EXT_HOME") or "~/.qlib_ext"
+
+
 def _members(options) -> Optional[pd.DataFrame]:
     if options.universe is None:
         return None
     from qlib_ext.check_data import StoreView
     from qlib_ext.store.metadata import check_store
-    home = os.environ.get("QLIB_EXT_HOME") or "~/.qlib_ext"
-    store = StoreView(check_store(options.store or os.environ.get("QLIB_DATA") or f"{home}/demo/cn_data"))
+    store = StoreView(check_store(options.store or os.environ.get("QLIB_DATA") or f"{_home()}/demo/cn_data"))
     if options.universe.lower() not in store.universes:
         raise ConfigError(f"universe {options.universe!r} is not in {store.path}; it has {store.universes}")
     return store.spans(options.universe)
