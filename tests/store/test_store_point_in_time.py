@@ -95,7 +95,7 @@ def test_planted_leaks_are_caught(tmp_path, monkeypatch, leak):
         monkeypatch.setattr(fields, "industry", early(fields.industry, "start", 0))
         expected = "industry"
     elif leak == "weights":
-        monkeypatch.setattr(ingest_module, "index_weights", early(weights.index_weights, "date", 2))
+        monkeypatch.setattr(content_module, "index_weights", early(weights.index_weights, "date", 2))
         expected = "csi300_weight"
     elif leak == "membership":
         monkeypatch.setattr(ingest_module, "membership_spans", early(weights.membership_spans, "start", 0))
