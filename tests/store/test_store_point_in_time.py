@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 from store_market import make_tables, read_field
 
-from qlib_ext.store import fields, ingest as ingest_module, weights
+from qlib_ext.store import content as content_module
+from qlib_ext.store import fields, weights
 from qlib_ext.store.ingest import ingest
 
 INDICES = ("csi300", "csi500")
@@ -98,7 +99,7 @@ def test_planted_leaks_are_caught(tmp_path, monkeypatch, leak):
         monkeypatch.setattr(content_module, "index_weights", early(weights.index_weights, "date", 2))
         expected = "csi300_weight"
     elif leak == "membership":
-        monkeypatch.setattr(ingest_module, "membership_spans", early(weights.membership_spans, "start", 0))
+        monkeypatch.setattr(content_module, "membership_spans", early(weights.membership_spans, "start", 0))
         expected = "csi300_weight"
     else:
         monkeypatch.setattr(fields, "_change", lambda close, grid: np.append(close[1:] / close[:-1] - 1, 0).astype("f4"))
