@@ -1,4 +1,4 @@
-"""What the tables hold, what a store of ours holds, in which units, from when a value counts, who needs it and what stands in for it."""
+"""The tables and the fields of a store: units, from when a value counts, who needs it, what stands in for it."""
 
 from dataclasses import asdict, dataclass
 from typing import Dict, Iterable, List, Tuple
@@ -19,7 +19,7 @@ AMOUNT_TOLERANCE = 2.0**-15
 
 @dataclass(frozen=True)
 class TableSpec:
-    """Columns of one input table besides `instrument`: `dates`, `numbers` and `texts` are required, the optional ones may be absent.
+    """Columns of one input table besides `instrument`: `dates`, `numbers`, `texts` are required, the optional ones may be absent.
 
     `days`: one row per instrument and day, laid into fields; other tables are spans or events. `kept`: nothing of it becomes a
     field; it is checked and kept in the store as it is, to be read with `qlib_ext.store.read_table`.
@@ -51,22 +51,22 @@ FISCAL_YEARS = 5
 
 TABLES: Dict[str, TableSpec] = {
     "bars": TableSpec(
-        "one row per stock (or ETF, bond) and day: unadjusted prices in CNY, volume in shares (bonds: pieces), amount in CNY, turnover "
-        "in percent of the float, factor (adjusted price = price x factor), is_st 1/0/-1 unknown, limit prices in CNY; a suspended "
-        "day has volume 0 or no row",
+        "one row per stock (or ETF, bond) and day: unadjusted prices in CNY, volume in shares (bonds: pieces), amount in CNY, "
+        "turnover in percent of the float, factor (adjusted price = price x factor), is_st 1/0/-1 unknown, limit prices in CNY; a "
+        "suspended day has volume 0 or no row",
         ("date",), PRICES + ("volume", "factor"), optional_numbers=("amount", "turnover", "is_st", "limit_up", "limit_down"),
         required=True, days=True),
     "index_bars": TableSpec("one row per index and day: points, volume in shares, amount in CNY", ("date",), PRICES + ("volume",),
                             optional_numbers=("amount",), required=True, days=True),
     "membership": TableSpec("one row per span of membership in an index, both days inclusive", ("start", "end"), texts=("index",),
                             required=True),
-    "index_weights": TableSpec("official weights of all members of an index, known after the close of the date; every date sums to 1 "
-                               "or every date to 100", ("date",), ("weight",), texts=("index",)),
+    "index_weights": TableSpec("official weights of all members of an index, known after the close of the date; every date sums "
+                               "to 1 or every date to 100", ("date",), ("weight",), texts=("index",)),
     "industry": TableSpec("one row per span of a level-1 industry, both days inclusive", ("start", "end"), texts=("l1_code",),
                           optional_texts=("l1_name",)),
     "float_shares_monthly": TableSpec(
-        "float shares (and total shares) counting from the first trading day after `month`; rows of method snapshot_bfill look ahead "
-        "and are left out", ("month",), ("float_shares",), optional_numbers=("total_shares",), optional_texts=("method",)),
+        "float shares (and total shares) counting from the first trading day after `month`; rows of method snapshot_bfill look "
+        "ahead and are left out", ("month",), ("float_shares",), optional_numbers=("total_shares",), optional_texts=("method",)),
     "fundamentals": TableSpec(
         "one row per report as published: period_end (a quarter's last day), announcement; CNY; flows (net_profit, sales, "
         "operating_cash_flow) are year to date, balances are those of period_end, eps is CNY per share year to date; a restated "
@@ -76,11 +76,11 @@ TABLES: Dict[str, TableSpec] = {
                            ("ex_date",), ("cash", "bonus")),
     "instruments": TableSpec("kind of each instrument (stock, etf, bond), its first day of listing, its last one if delisted",
                              ("list_date",), texts=("kind",), optional_dates=("delist_date",), optional_texts=("name",)),
-    "etf_baskets": TableSpec("one row per ETF (instrument), date and member: weight as a fraction, known after the close of the date",
-                             ("date",), ("weight",), texts=("member",), kept=True),
+    "etf_baskets": TableSpec("one row per ETF (instrument), date and member: weight as a fraction, known after the close of the "
+                             "date", ("date",), ("weight",), texts=("member",), kept=True),
     "bond_terms": TableSpec(
-        "one row per convertible bond and change of its terms, counting from `date` on: underlying stock, conversion price in CNY, size "
-        "outstanding in CNY, rating, last day", ("date",), ("conversion_price",), texts=("stock",), optional_dates=("maturity",),
+        "one row per convertible bond and change of its terms, counting from `date` on: underlying stock, conversion price in CNY, "
+        "size outstanding in CNY, rating, last day", ("date",), ("conversion_price",), texts=("stock",), optional_dates=("maturity",),
         optional_numbers=("size",), optional_texts=("rating",), kept=True),
     "fund_holdings": TableSpec(
         "one row per fund, stock (instrument) and report: weight as a fraction of the fund's net value, known after the close of "
@@ -90,7 +90,7 @@ TABLES: Dict[str, TableSpec] = {
 
 @dataclass(frozen=True)
 class Field:
-    """One stored field: unit, whether it is adjusted by `factor`, meaning, from when a value counts, who needs it, what stands in."""
+    """One stored field: unit, adjusted by `factor` or not, meaning, from when a value counts, who needs it, what stands in."""
 
     unit: str
     adjusted: bool
@@ -110,8 +110,8 @@ def _price(description: str) -> Field:
 
 
 def _report(unit: str, description: str, needed_by: str) -> Field:
-    return Field(unit, False, description + "; NaN before the first known report and where the report lacks it", _REPORT_RULE, needed_by,
-                 "none: the styles that need it are left out")  # fmt: skip
+    description += "; NaN before the first known report and where the report lacks it"
+    return Field(unit, False, description, _REPORT_RULE, needed_by, "none: the styles that need it are left out")
 
 
 FIELDS: Dict[str, Field] = {
@@ -120,24 +120,26 @@ FIELDS: Dict[str, Field] = {
     "low": _price("lowest price x factor"),
     "close": _price("closing price x factor"),
     "volume": Field("shares / factor", True, "shares traded / factor; NaN on suspended days", needed_by="all"),
-    "amount": Field("CNY", False, "value traded; NaN on suspended days and where unknown", needed_by="market state, intraday checks",
-                    stand_in="volume (market state)"),
+    "amount": Field("CNY", False, "value traded; NaN on suspended days and where unknown",
+                    needed_by="market state, intraday checks", stand_in="volume (market state)"),
     "turnover": Field("percent", False, "volume in percent of the float, as in the table; NaN when suspended or unknown",
                       needed_by="liquidity style", stand_in="volume x factor / float_shares"),
-    "factor": Field("1", False, "adjustment factor: adjusted price = price x factor; carried through suspensions", needed_by="all"),
+    "factor": Field("1", False, "adjustment factor: adjusted price = price x factor; carried through suspensions",
+                    needed_by="all"),
     "change": Field("fraction", True, "adjusted close / last traded adjusted close - 1; NaN on the first day and when suspended",
                     needed_by="Qlib's exchange"),
-    "limit_up": Field("CNY x factor", True, "highest price allowed on the day x factor, from the table, else by market_rules; NaN on days "
-                      "without a limit, on the first day and where no earlier close is known", "the last close and the day's factor",
-                      "exchange, optimiser", "by market_rules; unknown ST counts as none"),
+    "limit_up": Field("CNY x factor", True, "highest price allowed on the day x factor, from the table, else by market_rules; NaN on "
+                      "days without a limit, on the first day and where no earlier close is known",
+                      "the last close and the day's factor", "exchange, optimiser", "by market_rules; unknown ST counts as none"),
     "limit_down": Field("CNY x factor", True, "lowest price allowed on the day x factor, as limit_up",
-                        "the last close and the day's factor", "exchange, optimiser", "by market_rules; unknown ST counts as none"),
+                        "the last close and the day's factor", "exchange, optimiser",
+                        "by market_rules; unknown ST counts as none"),
     "is_st": Field("flag", False, "1 special treatment, 0 none, NaN unknown; carried through days without a row",
                    needed_by="universes, price limits", stand_in="none: unknown is not 0"),
     "industry": Field("code", False, "level-1 industry in force (see industry_codes); NaN unknown", "the span's first day",
                       "risk model, portfolios"),
-    "float_shares": Field("shares", False, "floating shares; backfilled snapshots are left out; NaN before the first value", _SHARES_RULE,
-                          "index weights, liquidity"),
+    "float_shares": Field("shares", False, "floating shares; backfilled snapshots are left out; NaN before the first value",
+                          _SHARES_RULE, "index weights, liquidity"),
     "float_cap": Field("CNY", False, "unadjusted close of the last day traded x float_shares; NaN where unknown", _SHARES_RULE,
                        "index weights, size", "none"),
     "total_shares": Field("shares", False, "total shares; NaN before the first value", _SHARES_RULE, "total_cap", "float_shares"),
@@ -199,7 +201,8 @@ def schema_page() -> str:
         optional = [f"[{column}]" for column in spec.columns[len(spec.required_columns):]]
         title = f"`{name}`" + (" (required)" if spec.required else " (kept as it is)" if spec.kept else "")
         lines.append(f"| {title} | {', '.join(list(spec.required_columns) + optional)} | {spec.description} |")
-    lines += ["", "| field | unit | adjusted | what | counts from | needed by | stands in when absent |", "|---|---|---|---|---|---|---|"]
+    lines += ["", "| field | unit | adjusted | what | counts from | needed by | stands in when absent |",
+              "|---|---|---|---|---|---|---|"]
     for name in list(FIELDS) + ["vwap", "<index>_weight"]:
         one = field(name)
         cells = (one.unit, "yes" if one.adjusted else "no", one.description, one.point_in_time, one.needed_by, one.stand_in)
