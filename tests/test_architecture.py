@@ -18,7 +18,7 @@ PURE = ["errors", "signatures", "market_rules", "factors.*", "data.transform", "
         "risk.regression", "risk.covariance", "risk.snapshot", "report.metrics", "portfolio.optimizer", "portfolio.engine"]
 ADAPTERS = ["data.dataset", "data.processor", "data.handler", "data.loader", "data.segments", "data.universe", "models.base",
             "risk.model", "portfolio.strategy", "portfolio.rotation", "portfolio.exchange", "report.plots", "report.records",
-            "report.tearsheet", "report.compare", "store.*", "demo.*", "scale.*", "check*", "workflow", "tracking", "packing",
+            "report.tearsheet", "report.compare", "report.runs", "store.*", "demo.*", "scale.*", "check*", "workflow", "tracking", "packing",
             "__main__"]
 TORCH = ["data.panel", "data.sampler", "data.pack", "training.*", "models.*"]
 LAYERS = {"pure": PURE, "adapters": ADAPTERS, "torch": TORCH}

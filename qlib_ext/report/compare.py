@@ -8,16 +8,14 @@ Signal columns come from the artefacts `pred.pkl` and `label.pkl`, portfolio col
 - Excess a year is compounded: W = prod((1 + return - cost) / (1 + benchmark)), 252 days a year (Qlib's own report sums);
   drawdown is the largest fall of W; turnover is the mean per day of (bought + sold) / account.
 - Excess over a price index is flattered by the dividends that adjusted prices carry.
+- Runs on a generated market say so, with the best possible figures: those of the true expected return on the very same pairs.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import re
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Mapping, Optional
 
@@ -26,25 +24,14 @@ import pandas as pd
 
 from qlib_ext.errors import ConfigError, DataError, ExtError
 from qlib_ext.report.metrics import REPORT_MIN_PAIRS, daily_ic, daily_rank_ic, summarize
+from qlib_ext.report.runs import REPORT, Run, Runs, home
 
 DAYS_A_YEAR = 252
 LABEL_TOLERANCE = 1e-5
 SIGNAL = ("IC", "ICIR", "RankIC", "RankICIR", "days", "pairs")
 PORTFOLIO = ("excess a year", "IR", "drawdown", "turnover")
-REPORT = "portfolio_analysis/report_normal_1day.pkl"
 
 
-@dataclass
-class Run:
-    """One finished run: `score` and raw `label` on (datetime, instrument), NaN = unknown; `report` is Qlib's daily report."""
-
-    name: str
-    score: pd.Series
-    label: pd.Series
-    report: Optional[pd.DataFrame] = None
-
-
-# ---- numbers ----------------------------------------------------------------------------------------------------------------
 def common_pairs(runs: list[Run], members: Optional[pd.DataFrame] = None) -> tuple[pd.DataFrame, dict[str, int]]:
     """The pairs that every run has.
 
@@ -149,131 +136,38 @@ def format_table(table: pd.DataFrame) -> str:
     return table.to_string(formatters=style, na_rep="-")
 
 
-# ---- runs in the tracking database ------------------------------------------------------------------------------------------
-class Runs:
-    """Finished runs of a tracking database.
+def generated_statement(stores: Mapping[str, tuple[Path, Optional[str]]], table: pd.DataFrame, min_pairs: int) -> list[str]:
+    """What a table of results must say of generated markets.
 
-    Raises:
-        DataError: the database does not exist.
+    Args:
+        stores: run name -> (the store it read, its fingerprint then, None if unknown); runs of unknown store are absent.
+        table: `common_pairs` of the runs.
+
+    Returns:
+        Lines; none where no store is known to be generated.
     """
+    from qlib_ext.demo.build import read_truth, truth_paths
+    from qlib_ext.store.metadata import read_metadata
 
-    def __init__(self, uri: Optional[str] = None):
-        from mlflow.tracking import MlflowClient
-
-        from qlib_ext.tracking import database_path, resolve_uri
-        self.uri = resolve_uri(uri or f"sqlite:///{_home()}/tracking.db")
-        path = database_path(self.uri)
-        if path is not None and not path.is_file():
-            raise DataError(f"there is no tracking database {path}: run a workflow first, or name another with --uri")
-        self.client = MlflowClient(tracking_uri=self.uri)
-        self.experiments = {e.experiment_id: e.name for e in self.client.search_experiments()}
-
-    def finished(self, experiment: Optional[str] = None) -> list:
-        """Finished runs with predictions, latest first, of one experiment or of all.
-
-        Raises:
-            ConfigError: no experiment of that name.
-        """
-        wanted = [i for i, name in self.experiments.items() if experiment in (None, name)]
-        if not wanted:
-            raise ConfigError(f"no experiment {experiment!r} in {self.uri}; it has {sorted(self.experiments.values())}")
-        found = self.client.search_runs(wanted, "attributes.status = 'FINISHED'", order_by=["attributes.start_time DESC"],
-                                        max_results=1000)
-        return [run for run in found if self._path(run, "pred.pkl") is not None]
-
-    def unusable(self) -> list[str]:
-        """A sentence for every experiment that has runs which did not finish, or finished without predictions or raw labels."""
-        lines = []
-        for identifier, name in sorted(self.experiments.items(), key=lambda item: item[1]):
-            reasons = {}
-            for run in self.client.search_runs([identifier], max_results=1000):
-                if run.info.status != "FINISHED":
-                    reasons.setdefault(run.info.status.lower(), []).append(run.info.run_id[:8])
-                elif not self.complete(run):
-                    reasons.setdefault("no predictions or raw labels", []).append(run.info.run_id[:8])
-            for reason, runs in sorted(reasons.items()):
-                lines.append(f"skipped: {len(runs)} of {name} ({reason}): {', '.join(runs[:3])}{' ...' if len(runs) > 3 else ''}")
-        return lines
-
-    def complete(self, run) -> bool:
-        """Whether a run kept predictions and raw labels."""
-        return all(self._path(run, name) is not None for name in ("pred.pkl", "label.pkl"))
-
-    def universe(self, run) -> str:
-        """Whom a run scored: the universe of its run card, else of its task's dataset, else what its handler loaded."""
-        card, task = self._path(run, "run_card.json"), self._path(run, "task")
-        name = ((json.loads(card.read_text()).get("panel") or {}).get("universe")) if card is not None else None
-        if name is None and task is not None:
-            options = (pd.read_pickle(task).get("dataset") or {}).get("kwargs") or {}
-            handler = options.get("handler")
-            handler = (handler.get("kwargs") or {}) if isinstance(handler, dict) else {}
-            name = options.get("universe") or handler.get("instruments")
-            name = name.get("market") if isinstance(name, dict) else name
-        if isinstance(name, (list, tuple)):
-            return f"{len(name)} listed instruments"
-        return "unknown universe" if name is None else str(name)
-
-    def named(self, name: str):
-        """A run by its recorder id, or the latest finished one of an experiment.
-
-        Raises:
-            ConfigError: no such run or experiment. DataError: the experiment has no finished run.
-        """
-        if re.fullmatch(r"[0-9a-f]{32}", name):
-            from mlflow.exceptions import MlflowException
-            try:
-                return self.client.get_run(name)
-            except MlflowException as error:
-                raise ConfigError(f"no run {name} in {self.uri}; give a recorder id or an experiment name") from error
-        runs = self.finished(name)
-        if not runs:
-            raise DataError(f"experiment {name!r} has no finished run with predictions: run its workflow to the end")
-        return runs[0]
-
-    def _path(self, run, name: str) -> Optional[Path]:
-        """Local path of an artefact, or None."""
-        from mlflow.exceptions import MlflowException
-        root = run.info.artifact_uri
-        local = Path(root[len("file://"):] if root.startswith("file://") else root)
-        if local.is_dir():
-            return local / name if (local / name).is_file() else None
-        if "://" not in root:
-            return None
+    lines = {}
+    for name, (store, then) in stores.items():
         try:
-            return Path(self.client.download_artifacts(run.info.run_id, name))
-        except (MlflowException, OSError):
-            return None
-
-    def load(self, run, name: str) -> Run:
-        """The frames of a run.
-
-        Raises:
-            DataError: it has no predictions or no labels (a handler that dropped its raw labels).
-        """
-        paths = {artefact: self._path(run, artefact) for artefact in ("pred.pkl", "label.pkl", REPORT)}
-        for artefact in ("pred.pkl", "label.pkl"):
-            if paths[artefact] is None:
-                raise DataError(f"run {name} ({run.info.run_id}) has no {artefact}: it did not finish, or its handler drops "
-                                "raw labels")
-        score, label = (_first_column(pd.read_pickle(paths[artefact])) for artefact in ("pred.pkl", "label.pkl"))
-        report = None if paths[REPORT] is None else pd.read_pickle(paths[REPORT])
-        return Run(name, score, label, report)
-
-    def experiment_of(self, run) -> str:
-        """Name of a run's experiment."""
-        return self.experiments.get(run.info.experiment_id, run.info.experiment_id)
-
-    def describe(self, run) -> str:
-        """Where a recorder lies."""
-        return (f"experiment {self.experiment_of(run)}, recorder {run.info.run_id}\n"
-                f"    tracking database  {self.uri}\n    artefacts          {run.info.artifact_uri}")
-
-
-def _first_column(frame) -> pd.Series:
-    column = frame.iloc[:, 0] if isinstance(frame, pd.DataFrame) else frame
-    if list(column.index.names) == ["instrument", "datetime"]:
-        column = column.swaplevel()
-    return column.rename_axis(["datetime", "instrument"])
+            metadata = read_metadata(store)
+        except DataError:
+            continue
+        if not (metadata or {}).get("generated"):
+            continue
+        truth = read_truth(store)
+        if truth is None or then not in (None, metadata["fingerprint"]):
+            lines[f"Generated market ({store}), made anew since {name} ran: its best possible IC is not known any more."] = None
+            continue
+        expected = pd.read_parquet(truth_paths(store)[1]).set_index(["date", "instrument"])["expected"]
+        expected.index = expected.index.set_levels(expected.index.levels[1].astype(str), level=1)
+        best = signal_figures(table.assign(best=expected.reindex(table.index).to_numpy()).dropna(), "best", min_pairs)
+        figures = ", ".join(f"{figure} {best[figure]:.4f}" for figure in ("IC", "RankIC"))
+        known = f"best possible on these pairs: {figures}" if np.isfinite(best["IC"]) else "no signal at all: best possible IC 0"
+        lines[f"Generated market ({store}; {known}). {truth['statement']}"] = None
+    return list(lines)
 
 
 def _names(runs: Runs, chosen: list) -> Mapping[str, object]:
@@ -310,16 +204,12 @@ def _groups(runs: Runs, chosen: Mapping[str, object], loaded: Mapping[str, Run])
     return dict(sorted(groups.items()))
 
 
-def _home() -> str:
-    return os.environ.get("QLIB_EXT_HOME") or "~/.qlib_ext"
-
-
 def _members(options) -> Optional[pd.DataFrame]:
     if options.universe is None:
         return None
     from qlib_ext.check_data import StoreView
     from qlib_ext.store.metadata import check_store
-    store = StoreView(check_store(options.store or os.environ.get("QLIB_DATA") or f"{_home()}/demo/cn_data"))
+    store = StoreView(check_store(options.store or os.environ.get("QLIB_DATA") or f"{home()}/demo/cn_data"))
     if options.universe.lower() not in store.universes:
         raise ConfigError(f"universe {options.universe!r} is not in {store.path}; it has {store.universes}")
     return store.spans(options.universe)
@@ -371,6 +261,11 @@ def _report(options) -> int:
         tables[heading] = table
         print(format_table(table))
         pairs = int(table["pairs"].iloc[0])
+        stores = {name: (store, runs.store_fingerprint(chosen[name])) for name in names
+                  if (store := runs.store(chosen[name])) is not None}
+        pair_table, _ = common_pairs([loaded[name] for name in names], members)
+        for line in generated_statement(stores, pair_table, options.min_pairs):
+            print(line)
         print(f"Every row on the same {pairs} pairs of (day, stock, raw label); 'dropped' counts the others a run had.")
         for name in names:
             print(f"{name}: {runs.describe(chosen[name])}")

@@ -52,7 +52,7 @@ FISCAL_YEARS = 5
 TABLES: Dict[str, TableSpec] = {
     "bars": TableSpec(
         "one row per stock (or ETF, bond) and day: unadjusted prices in CNY, volume in shares (bonds: pieces), amount in CNY, "
-        "turnover in percent of the float, factor (adjusted price = price x factor), is_st 1/0/-1 unknown, limit prices in CNY; a "
+        "turnover in percent of the float, factor (adjusted price = price x factor), is_st 1/0/-1 unknown, limit prices; a "
         "suspended day has volume 0 or no row",
         ("date",), PRICES + ("volume", "factor"), optional_numbers=("amount", "turnover", "is_st", "limit_up", "limit_down"),
         required=True, days=True),

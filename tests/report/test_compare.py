@@ -9,7 +9,7 @@ import pytest
 
 from qlib_ext.errors import DataError
 from qlib_ext.report import compare as module
-from qlib_ext.report.compare import Run, common_pairs, compare, format_table, portfolio_figures
+from qlib_ext.report.compare import Run, common_pairs, compare, format_table, generated_statement, portfolio_figures
 
 DAYS = pd.bdate_range("2023-01-02", periods=6)
 STOCKS = [f"SH6000{i:02d}" for i in range(12)]
@@ -265,3 +265,54 @@ def test_finished_runs_without_predictions_are_skipped(several, capsys):
     client.set_terminated(run.info.run_id, "FINISHED")
     assert module.main(["--uri", uri, "--min-pairs", "2"]) == 0
     assert f"skipped: 1 of gru (no predictions or raw labels): {run.info.run_id[:8]}" in capsys.readouterr().out
+
+
+@pytest.fixture
+def generated(tmp_path):
+    """A generated store with its truth: the expected return of every pair is its label, half of it noise."""
+    store = tmp_path / "market"
+    for name in ("calendars", "instruments", "features/sh600000"):
+        (store / name).mkdir(parents=True)
+    (store / "calendars" / "day.txt").write_text("2023-01-03\n")
+    (store / "instruments" / "all.txt").write_text("SH600000\t2023-01-03\t2023-01-03\n")
+    (store / "qlib_ext_store.json").write_text(json.dumps({"format": 1, "fingerprint": "f", "generated": True}))
+    noise = np.random.default_rng(3).standard_normal(len(LABEL))
+    expected = (LABEL + LABEL.std() * noise).rename("expected")
+    expected.rename_axis(["date", "instrument"]).reset_index().to_parquet(tmp_path / "market.truth.parquet")
+    truth = {"store_fingerprint": "f", "statement": "Prices are made up."}
+    (tmp_path / "market.truth.json").write_text(json.dumps(truth))
+    return store, expected
+
+
+def test_a_generated_market_is_named_with_the_best_possible_figures(generated):
+    store, expected = generated
+    table, _ = common_pairs([make_run("a", 1)])
+    line, = generated_statement({"a": (store, "f"), "b": (store, None)}, table, 2)
+    best = table.assign(best=expected).groupby("datetime").apply(lambda day: day["best"].corr(day["label"])).mean()
+    assert f"IC {best:.4f}" in line and "Prices are made up." in line and str(store) in line
+    line, = generated_statement({"a": (store, "older")}, table, 2)
+    assert "made anew since a ran" in line
+    metadata = json.loads((store / "qlib_ext_store.json").read_text())
+    (store / "qlib_ext_store.json").write_text(json.dumps({**metadata, "generated": False}))
+    assert generated_statement({"a": (store, "f")}, table, 2) == []
+
+
+def test_a_market_without_signal_says_so(generated):
+    store, expected = generated
+    flat = expected.rename_axis(["date", "instrument"]).reset_index().assign(expected=0.001)
+    flat.to_parquet(store.parent / "market.truth.parquet")
+    line, = generated_statement({"a": (store, "f")}, common_pairs([make_run("a", 1)])[0], 2)
+    assert "no signal at all" in line
+
+
+def test_the_command_line_names_a_generated_store(tracked, generated, tmp_path, capsys):
+    from mlflow.tracking import MlflowClient
+
+    uri, identifiers = tracked
+    (tmp_path / "add").mkdir()
+    pd.to_pickle({"qlib_init": {"provider_uri": str(generated[0])}}, tmp_path / "add" / "config")
+    MlflowClient(tracking_uri=uri).log_artifact(identifiers[2], str(tmp_path / "add" / "config"))
+    assert module.main(["--uri", uri, "--min-pairs", "2", identifiers[2]]) == 0
+    assert "Generated market" in capsys.readouterr().out
+    assert module.main(["--uri", uri, "--min-pairs", "2", identifiers[0]]) == 0
+    assert "Generated market" not in capsys.readouterr().out

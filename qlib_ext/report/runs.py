@@ -1,0 +1,169 @@
+"""Runs in the tracking database: which finished, what they kept, which store they read."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Optional
+
+import pandas as pd
+
+from qlib_ext.errors import ConfigError, DataError
+
+REPORT = "portfolio_analysis/report_normal_1day.pkl"
+
+
+def home() -> str:
+    """``~/.qlib_ext``, or what QLIB_EXT_HOME names."""
+    return os.environ.get("QLIB_EXT_HOME") or "~/.qlib_ext"
+
+
+@dataclass
+class Run:
+    """One finished run: `score` and raw `label` on (datetime, instrument), NaN = unknown; `report` is Qlib's daily report."""
+
+    name: str
+    score: pd.Series
+    label: pd.Series
+    report: Optional[pd.DataFrame] = None
+
+
+class Runs:
+    """Finished runs of a tracking database.
+
+    Raises:
+        DataError: the database does not exist.
+    """
+
+    def __init__(self, uri: Optional[str] = None):
+        from mlflow.tracking import MlflowClient
+
+        from qlib_ext.tracking import database_path, resolve_uri
+        self.uri = resolve_uri(uri or f"sqlite:///{home()}/tracking.db")
+        path = database_path(self.uri)
+        if path is not None and not path.is_file():
+            raise DataError(f"there is no tracking database {path}: run a workflow first, or name another with --uri")
+        self.client = MlflowClient(tracking_uri=self.uri)
+        self.experiments = {e.experiment_id: e.name for e in self.client.search_experiments()}
+
+    def finished(self, experiment: Optional[str] = None) -> list:
+        """Finished runs with predictions, latest first, of one experiment or of all.
+
+        Raises:
+            ConfigError: no experiment of that name.
+        """
+        wanted = [i for i, name in self.experiments.items() if experiment in (None, name)]
+        if not wanted:
+            raise ConfigError(f"no experiment {experiment!r} in {self.uri}; it has {sorted(self.experiments.values())}")
+        found = self.client.search_runs(wanted, "attributes.status = 'FINISHED'", order_by=["attributes.start_time DESC"],
+                                        max_results=1000)
+        return [run for run in found if self._path(run, "pred.pkl") is not None]
+
+    def unusable(self) -> list[str]:
+        """A sentence for every experiment that has runs which did not finish, or finished without predictions or raw labels."""
+        lines = []
+        for identifier, name in sorted(self.experiments.items(), key=lambda item: item[1]):
+            reasons = {}
+            for run in self.client.search_runs([identifier], max_results=1000):
+                if run.info.status != "FINISHED":
+                    reasons.setdefault(run.info.status.lower(), []).append(run.info.run_id[:8])
+                elif not self.complete(run):
+                    reasons.setdefault("no predictions or raw labels", []).append(run.info.run_id[:8])
+            for reason, runs in sorted(reasons.items()):
+                lines.append(f"skipped: {len(runs)} of {name} ({reason}): {', '.join(runs[:3])}{' ...' if len(runs) > 3 else ''}")
+        return lines
+
+    def complete(self, run) -> bool:
+        """Whether a run kept predictions and raw labels."""
+        return all(self._path(run, name) is not None for name in ("pred.pkl", "label.pkl"))
+
+    def universe(self, run) -> str:
+        """Whom a run scored: the universe of its run card, else of its task's dataset, else what its handler loaded."""
+        card, task = self._path(run, "run_card.json"), self._path(run, "task")
+        name = ((json.loads(card.read_text()).get("panel") or {}).get("universe")) if card is not None else None
+        if name is None and task is not None:
+            options = (pd.read_pickle(task).get("dataset") or {}).get("kwargs") or {}
+            handler = options.get("handler")
+            handler = (handler.get("kwargs") or {}) if isinstance(handler, dict) else {}
+            name = options.get("universe") or handler.get("instruments")
+            name = name.get("market") if isinstance(name, dict) else name
+        if isinstance(name, (list, tuple)):
+            return f"{len(name)} listed instruments"
+        return "unknown universe" if name is None else str(name)
+
+    def named(self, name: str):
+        """A run by its recorder id, or the latest finished one of an experiment.
+
+        Raises:
+            ConfigError: no such run or experiment. DataError: the experiment has no finished run.
+        """
+        if re.fullmatch(r"[0-9a-f]{32}", name):
+            from mlflow.exceptions import MlflowException
+            try:
+                return self.client.get_run(name)
+            except MlflowException as error:
+                raise ConfigError(f"no run {name} in {self.uri}; give a recorder id or an experiment name") from error
+        runs = self.finished(name)
+        if not runs:
+            raise DataError(f"experiment {name!r} has no finished run with predictions: run its workflow to the end")
+        return runs[0]
+
+    def _path(self, run, name: str) -> Optional[Path]:
+        """Local path of an artefact, or None."""
+        from mlflow.exceptions import MlflowException
+        root = run.info.artifact_uri
+        local = Path(root[len("file://"):] if root.startswith("file://") else root)
+        if local.is_dir():
+            return local / name if (local / name).is_file() else None
+        if "://" not in root:
+            return None
+        try:
+            return Path(self.client.download_artifacts(run.info.run_id, name))
+        except (MlflowException, OSError):
+            return None
+
+    def load(self, run, name: str) -> Run:
+        """The frames of a run.
+
+        Raises:
+            DataError: it has no predictions or no labels (a handler that dropped its raw labels).
+        """
+        paths = {artefact: self._path(run, artefact) for artefact in ("pred.pkl", "label.pkl", REPORT)}
+        for artefact in ("pred.pkl", "label.pkl"):
+            if paths[artefact] is None:
+                raise DataError(f"run {name} ({run.info.run_id}) has no {artefact}: it did not finish, or its handler drops "
+                                "raw labels")
+        score, label = (_first_column(pd.read_pickle(paths[artefact])) for artefact in ("pred.pkl", "label.pkl"))
+        report = None if paths[REPORT] is None else pd.read_pickle(paths[REPORT])
+        return Run(name, score, label, report)
+
+    def store(self, run) -> Optional[Path]:
+        """The store a run read, from the configuration that qrun keeps; None where the run has none or the store is gone."""
+        config = self._path(run, "config")
+        uri = ((pd.read_pickle(config) or {}).get("qlib_init") or {}).get("provider_uri") if config is not None else None
+        store = Path(uri).expanduser() if isinstance(uri, str) else None
+        return store if store is not None and store.is_dir() else None
+
+    def store_fingerprint(self, run) -> Optional[str]:
+        """Fingerprint of the store as the run read it; None without a run card."""
+        card = self._path(run, "run_card.json")
+        return None if card is None else (json.loads(card.read_text()).get("panel") or {}).get("store")
+
+    def experiment_of(self, run) -> str:
+        """Name of a run's experiment."""
+        return self.experiments.get(run.info.experiment_id, run.info.experiment_id)
+
+    def describe(self, run) -> str:
+        """Where a recorder lies."""
+        return (f"experiment {self.experiment_of(run)}, recorder {run.info.run_id}\n"
+                f"    tracking database  {self.uri}\n    artefacts          {run.info.artifact_uri}")
+
+
+def _first_column(frame) -> pd.Series:
+    column = frame.iloc[:, 0] if isinstance(frame, pd.DataFrame) else frame
+    if list(column.index.names) == ["instrument", "datetime"]:
+        column = column.swaplevel()
+    return column.rename_axis(["datetime", "instrument"])
