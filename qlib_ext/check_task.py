@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 
 from qlib_ext.check_data import StoreView, check_embargo
+from qlib_ext.data.leaks import feature_faults, processor_faults
 from qlib_ext.data.loader import MarketStateLoader
 from qlib_ext.data.panel import MISSING_ROWS
 from qlib_ext.data.segments import label_offset
@@ -46,7 +47,8 @@ def expression_parser():
 def check_labels(add, place: str, handler, dataset: dict, segments: dict, store: StoreView, trims: bool) -> None:
     """The label's look ahead against the segments, and what processors do to labels; `trims`: the dataset is one of ours."""
     if trims:
-        _check_processors(add, f"{place}.handler.kwargs", handler)
+        for fault in processor_faults(handler):
+            add(f"{place}.handler.kwargs.{fault.where}", fault.what, fault.advice)
         if getattr(handler, "drop_raw", False) and not hasattr(handler, "label_frame"):
             add(f"{place}.handler.kwargs.drop_raw",
                 f"{type(handler).__name__} drops its raw labels too, and evaluation needs them",
@@ -54,7 +56,8 @@ def check_labels(add, place: str, handler, dataset: dict, segments: dict, store:
     labels, features = expressions(handler, "label")[0], expressions(handler, "feature")[0]
     embargo = dataset.get("embargo", "auto")
     with expression_parser():
-        _check_features(add, f"{place}.handler", features)
+        for fault in feature_faults(features):
+            add(f"{place}.handler", fault.what, fault.advice)
         try:
             ahead = label_offset(labels) if labels else 0
         except ConfigError as error:
@@ -64,36 +67,6 @@ def check_labels(add, place: str, handler, dataset: dict, segments: dict, store:
     if not labels and trims and embargo == "auto":
         add(f"{place}.embargo", "the label's look ahead cannot be read from this handler", "give the number of trading days")
     check_embargo(add, place, segments, ahead, store, trims, embargo)
-
-
-def _check_features(add, where: str, features: list[str]) -> None:
-    """A feature of day t may use what is known on day t."""
-    for expression in features:
-        try:
-            ahead = label_offset([expression], "feature")
-        except ConfigError as error:
-            text, _, advice = str(error).partition(": write ")
-            add(where, text, f"write {advice}" if advice else "correct the expression")
-            continue
-        if ahead > 0:
-            add(where, f"feature {expression!r} looks {ahead} trading days ahead: a leak", "use positive offsets in features")
-
-
-def _check_processors(add, where: str, handler) -> None:
-    for number, processor in enumerate(getattr(handler, "learn_processors", [])):
-        group = getattr(processor, "fields_group", None)
-        if group != "label":
-            add(f"{where}.learn_processors[{number}]",
-                f"{type(processor).__name__} (fields_group {group!r}) touches features, which must be the "
-                "same in training and inference", "give it fields_group: label, or move it to infer_processors")
-    for key in ("shared_processors", "infer_processors"):
-        for number, processor in enumerate(getattr(handler, key, [])):
-            everything = None if type(processor).__name__ == "ProcessInf" else "feature"
-            groups = getattr(processor, "fields_group", everything)
-            if groups is None or "label" in (groups if isinstance(groups, (list, tuple)) else [groups]):
-                add(f"{where}.{key}[{number}]",
-                    f"{type(processor).__name__} (fields_group {groups!r}) rewrites labels, which are for learn processors",
-                    "give it fields_group: feature" if hasattr(processor, "fields_group") else "take it out")
 
 
 def check_dataset_values(add, place: str, dataset: dict) -> None:

@@ -16,10 +16,10 @@ FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path i
 # The first layer with a pattern that fits holds the module.
 PURE = ["errors", "signatures", "market_rules", "factors.*", "data.transform", "training.loss", "models.layers", "risk.style",
         "risk.regression", "risk.covariance", "risk.snapshot", "report.metrics", "portfolio.optimizer", "portfolio.engine"]
-ADAPTERS = ["data.dataset", "data.processor", "data.handler", "data.loader", "data.segments", "data.universe", "models.base",
-            "risk.model", "portfolio.strategy", "portfolio.rotation", "portfolio.exchange", "report.plots", "report.records",
-            "report.tearsheet", "report.compare", "report.runs", "store.*", "demo.*", "scale.*", "check*", "workflow", "tracking", "packing",
-            "__main__"]
+ADAPTERS = ["data.dataset", "data.processor", "data.handler", "data.loader", "data.segments", "data.leaks", "data.universe",
+            "models.base", "risk.model", "portfolio.strategy", "portfolio.rotation", "portfolio.exchange",
+            "report.plots", "report.records", "report.tearsheet", "report.compare", "report.runs", "store.*",
+            "demo.*", "scale.*", "check*", "workflow", "tracking", "packing", "__main__"]
 TORCH = ["data.panel", "data.sampler", "data.pack", "training.*", "models.*"]
 LAYERS = {"pure": PURE, "adapters": ADAPTERS, "torch": TORCH}
 

@@ -122,16 +122,21 @@ def build(store: str, out: str) -> None:
 
     qlib.init(provider_uri=store, region="cn", kernels=1)
     arrays, datasets, models = {}, {}, {}
-    refuse = dataset_module._check_look_ahead
+    guards = {name: getattr(dataset_module, name) for name in ("_check_fit_spans", "feature_faults")}
+
+    def guard(on: bool) -> None:
+        for name, check in guards.items():
+            setattr(dataset_module, name, check if on else lambda *arguments: [])
+
     for name, options in VARIANTS.items():
         if name not in SOUND:  # the dataset refuses the planted leaks; what they would do is shown behind its back
             arrays[f"refused.{name}"] = refused(options)
-            dataset_module._check_look_ahead = lambda *arguments: None
+            guard(False)
         datasets[name] = init_instance_by_config(dataset_config(**options))
-        dataset_module._check_look_ahead = refuse
+        guard(True)
         models[name] = fit(datasets[name].panel(), arrays, name)
         dump(datasets[name].panel(), models[name], arrays, name)
-    dataset_module._check_look_ahead = lambda *arguments: None
+    guard(False)
     for name in ("fields", "leak_fit"):
         short = init_instance_by_config(dataset_config(**{**VARIANTS[name], "end": SHORT_END}))
         arrays[f"ends.{name}"] = other_ends(datasets[name], short, models[name])

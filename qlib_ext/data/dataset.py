@@ -15,6 +15,7 @@ from qlib.data.dataset.handler import DataHandlerLP
 from qlib.log import get_module_logger
 from qlib.utils import init_instance_by_config
 
+from qlib_ext.data.leaks import feature_faults, processor_faults, refuse
 from qlib_ext.data.panel import MISSING_ROWS, Block, Panel
 from qlib_ext.data.segments import SPARE_DAYS, label_offset, segment_positions, trim_segments
 from qlib_ext.data.universe import universe_grid, universe_mask
@@ -67,8 +68,9 @@ class PanelDatasetH(DatasetH):
         self.embargo, self.keep_frames = embargo, keep_frames
         self.aux = _aux_loaders(aux or {})
         handler, loaded = _unloaded(handler)
-        _check_processors(handler)
-        _check_look_ahead(handler, self.aux, segments)
+        refuse(processor_faults(handler))
+        refuse(feature_faults(_expressions(handler, "feature") or []))
+        _check_fit_spans(handler, self.aux, segments)
         if handler.drop_raw and type(handler)._get_df_by_key is DataHandlerLP._get_df_by_key:
             raise ConfigError(_NO_RAW_LABEL.format(type(handler).__name__))
         self.asked_segments = dict(segments)
@@ -173,7 +175,7 @@ class PanelDatasetH(DatasetH):
     def _facts(self, days: np.ndarray) -> dict:
         uri = C.dpm.get_data_uri("day")
         return {"store": fingerprint(uri), "universe": self.universe, "window": self.window, "missing_rows": self.missing_rows,
-                "embargo": self.offset, "label": _label_expressions(self.handler), "loaded": [str(days[0]), str(days[-1])],
+                "embargo": self.offset, "label": _expressions(self.handler, "label"), "loaded": [str(days[0]), str(days[-1])],
                 "handler": f"{type(self.handler).__module__}.{type(self.handler).__name__}",
                 "processors": [f"{type(p).__name__}{_plain(vars(p))}" for p in self.handler.get_all_processors()]}
 
@@ -267,19 +269,6 @@ def _labels(handler, data_key: str) -> pd.DataFrame:
         raise ConfigError(_NO_RAW_LABEL.format(type(handler).__name__)) from error
 
 
-def _check_processors(handler) -> None:
-    """Learn processors touch labels only (training and inference see the same features), the others features only."""
-    for processor in getattr(handler, "learn_processors", []):
-        if getattr(processor, "fields_group", None) != "label":
-            raise ConfigError(f"learn processor {type(processor).__name__} (fields_group={getattr(processor, 'fields_group', None)!r}) "
-                              "touches features: give it fields_group: label, or move it to infer_processors")
-    for processor in [*getattr(handler, "shared_processors", []), *getattr(handler, "infer_processors", [])]:
-        groups = getattr(processor, "fields_group", "feature")
-        if groups is None or "label" in (groups if isinstance(groups, (list, tuple)) else [groups]):
-            raise ConfigError(f"infer processor {type(processor).__name__} (fields_group={groups!r}) touches the labels: give it "
-                              "fields_group: feature")
-
-
 def _check_labels_untouched(inferred: np.ndarray, raw: np.ndarray, handler) -> None:
     """Processors without a `fields_group` show what they did to the labels only afterwards."""
     changed = np.count_nonzero(~((inferred == raw) | (np.isnan(inferred) & np.isnan(raw))))
@@ -289,13 +278,8 @@ def _check_labels_untouched(inferred: np.ndarray, raw: np.ndarray, handler) -> N
                           "features only")
 
 
-def _check_look_ahead(handler, loaders: dict, segments: dict) -> None:
-    """Nothing may be fitted on days of a segment that follows ``train``, and no feature may look ahead."""
-    fields = getattr(getattr(handler, "data_loader", None), "fields", None)
-    features = fields.get("feature", ([], []))[0] if isinstance(fields, dict) else []
-    ahead = [expression for expression in features if label_offset([expression], "feature") > 0]
-    if ahead:
-        raise ConfigError(f"features look into the future: {ahead[:3]}; a feature of day t may use days up to t")
+def _check_fit_spans(handler, loaders: dict, segments: dict) -> None:
+    """Nothing may be fitted on days of a segment that follows ``train``."""
     calendar = _calendar()
     positions = segment_positions(segments, calendar)
     if "train" not in positions:
@@ -347,13 +331,13 @@ def _unloaded(handler):
     return init_instance_by_config(handler, accept_types=DataHandlerLP), True  # it cannot be built without loading
 
 
-def _label_expressions(handler) -> list[str] | None:
+def _expressions(handler, group: str) -> list[str] | None:
     fields = getattr(getattr(handler, "data_loader", None), "fields", None)
-    return [str(expression) for expression in fields["label"][0]] if isinstance(fields, dict) and "label" in fields else None
+    return [str(expression) for expression in fields[group][0]] if isinstance(fields, dict) and group in fields else None
 
 
 def _label_offset_of(handler) -> int | None:
-    expressions = _label_expressions(handler)
+    expressions = _expressions(handler, "label")
     return None if expressions is None else label_offset(expressions)
 
 
