@@ -3,16 +3,26 @@
 import logging
 import time
 from pathlib import Path
-from typing import Sequence, Union
+from typing import Dict, Mapping, NamedTuple, Optional, Sequence, Tuple, Type, Union
 
 from qlib_ext.errors import ConfigError
 from qlib_ext.store.checks import check_tables
 from qlib_ext.store.content import Content
-from qlib_ext.store.schema import INDEX_NAMES, VWAP_MODES
-from qlib_ext.store.tables import TableSource, read_tables
+from qlib_ext.store.schema import INDEX_NAMES, INDEX_SIZES, TABLES, VWAP_MODES
+from qlib_ext.store.tables import Table, TableSource, read_tables
 from qlib_ext.store.writer import StoreLock, StoreWriter, check_goal
 
 logger = logging.getLogger("qlib_ext.store")
+_BLOCK = 4096  # bytes a disk sets aside at a time
+
+
+class Settings(NamedTuple):
+    """What the user chose for a store; an append takes it over."""
+
+    vwap: str
+    index_names: Tuple[str, ...]
+    index_sizes: Dict[str, int]
+    generated: bool
 
 
 def ingest(
@@ -22,42 +32,79 @@ def ingest(
     overwrite: bool = False,
     generated: bool = False,
     index_names: Sequence[str] = INDEX_NAMES,
+    columns: Union[str, Path, Mapping, None] = None,
+    index_sizes: Optional[Mapping[str, int]] = None,
 ) -> Path:
     """Turn tables of A-share data into a Qlib store, all or nothing, and return its folder.
 
     Arguments
     ---------
     tables : folder of `<table>.parquet` or `<table>.csv`, or DataFrames by table name (columns: `qlib_ext.store.schema.TABLES`)
-    out : folder of the store; built beside it and renamed when complete
+    out : folder of the store; built beside it and put in its place when complete
     vwap : 'typical', (high + low + close) / 3, or 'amount', amount / volume (NaN where the amount is unknown)
     overwrite : replace a store that is at `out`
     generated : recorded in the metadata: the data are made up
     index_names : indices whose members and weights are stored; those without members are reported and left out
+    columns : column-mapping file, or its content, for tables with a vendor's own names (see `read_tables`)
+    index_sizes : expected members of an index where they are not 300, 500 and 1000 of csi300, csi500 and csi1000; recorded
 
     Raises
     ------
     ConfigError
-        Unknown `vwap`, or no index name.
+        Unknown `vwap`, no index name, or a size of an index that is not stored or not positive.
     DataError
         Tables missing or contradicting themselves (all faults at once), a store at `out` already, something at `out` that is no
-        store, another ingestion writing there.
+        store, another ingestion writing there, too little room on the disk, no permission to write.
     """
     started = time.time()
     if vwap not in VWAP_MODES:
         raise ConfigError(f"unknown vwap {vwap!r}; valid are {list(VWAP_MODES)}")
+    settings = Settings(vwap, tuple(index_names), _sizes(index_names, index_sizes or {}), bool(generated))
     out = Path(out).expanduser().absolute()
     with StoreLock(out):
         check_goal(out, overwrite)
-        data = read_tables(tables)
-        check_tables(data, vwap)
-        logger.info("tables read and checked: %s", ", ".join(f"{name} {len(table)} rows" for name, table in data.items()))
-        content = Content(data, vwap, tuple(index_names))
-        with StoreWriter(out) as writer:
-            content.write(writer)
-            metadata = content.metadata(generated)
-            metadata["fingerprint"] = writer.publish(metadata, content.settings())
-            _report(out, metadata, time.time() - started)
+        data = read_tables(tables, columns)
+        publish_store(out, data, settings, started=started)
     return out
+
+
+def _sizes(index_names: Sequence[str], given: Mapping[str, int]) -> Dict[str, int]:
+    """Expected members of each index that has a known number."""
+    if not index_names:
+        raise ConfigError("no index name; give at least one of table membership")
+    faults = {name: size for name, size in given.items() if name not in index_names or size != int(size) or size < 1}
+    if faults:
+        raise ConfigError(f"index_sizes {faults}: give whole numbers of members for indices among {list(index_names)}")
+    sizes = {**INDEX_SIZES, **given}
+    return {name: int(sizes[name]) for name in index_names if name in sizes}
+
+
+def publish_store(out: Path, data: Dict[str, Table], settings: Settings, history: Sequence[dict] = (),
+                  writer_type: Type[StoreWriter] = StoreWriter, started: float = 0.0) -> dict:  # fmt: skip
+    """Check tables, compute everything, and put the store at `out`; returns its metadata. Use inside a `StoreLock`.
+
+    `history`: entries of the earlier states of the store; `started`: when the caller began, for the log.
+    """
+    check_tables(data, settings.vwap)
+    logger.info("tables read and checked: %s", ", ".join(f"{name} {len(table)} rows" for name, table in data.items()))
+    content = Content(data, settings.vwap, settings.index_names)
+    with writer_type(out, _size_on_disk(content, data)) as writer:
+        for name, table in data.items():
+            writer.table(name, table.frame())
+        content.write(writer)
+        metadata = content.metadata(settings.generated)
+        metadata.update(index_names=list(settings.index_names), index_sizes=settings.index_sizes,
+                        tables={name: len(table) for name, table in data.items()})  # fmt: skip
+        metadata = writer.publish(metadata, content.settings(), history)
+        _report(out, metadata, time.time() - started)
+    return metadata
+
+
+def _size_on_disk(content: Content, data: Dict[str, Table]) -> int:
+    """About how many bytes the store takes: 4 a cell, half a block a file, 4 a value of the compressed tables."""
+    files = len(content.grid.codes) * len(content.fields) + len(content.index_grid.codes) * len(content.index_fields)
+    cells = content.grid.size * len(content.fields) + content.index_grid.size * len(content.index_fields)
+    return 4 * cells + files * _BLOCK // 2 + sum(4 * len(table) * len(TABLES[name].columns) for name, table in data.items())
 
 
 def _report(out: Path, metadata: dict, seconds: float) -> None:

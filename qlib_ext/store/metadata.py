@@ -2,13 +2,15 @@
 
 import hashlib
 import json
+from datetime import date
 from pathlib import Path
 from typing import Dict, Optional, Union
 
-from qlib_ext.errors import DataError
+from qlib_ext.errors import ConfigError, DataError
 
 METADATA_FILE = "qlib_ext_store.json"
-FORMAT = 1
+FORMAT = 2  # 1: without the input tables and the history
+READABLE_FORMATS = (1, 2)
 DIGEST_BYTES = 16
 _ADVICE = "make one with `python -m qlib_ext.store ingest --tables DIR --out STORE`, or name another folder"
 
@@ -45,10 +47,12 @@ def check_store(path: Union[str, Path]) -> Path:
 def read_metadata(path: Union[str, Path]) -> Optional[dict]:
     """Metadata of a store written by this package; None for a Qlib store from elsewhere.
 
+    `history` lists {"end": last calendar day, "fingerprint": ...} of the ingestion and of every append, oldest first.
+
     Raises
     ------
     DataError
-        Not a store, or its metadata file cannot be read or has another format.
+        Not a store, or its metadata file cannot be read or has an unknown format.
     """
     file = check_store(path) / METADATA_FILE
     if not file.is_file():
@@ -59,25 +63,77 @@ def read_metadata(path: Union[str, Path]) -> Optional[dict]:
         metadata["fingerprint"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{file} cannot be read ({type(error).__name__}: {error}); ingest the tables again") from error
-    if found != FORMAT:
-        raise DataError(f"{file} has format {found}, this version reads format {FORMAT}; ingest the tables again")
+    if found not in READABLE_FORMATS:
+        raise DataError(f"{file} has format {found}, this version reads the formats {READABLE_FORMATS}; ingest the tables again")
+    if "history" not in metadata:
+        metadata["history"] = [{"end": metadata["spans"]["calendar"][1], "fingerprint": metadata["fingerprint"]}]
     return metadata
 
 
-def fingerprint(path: Union[str, Path]) -> str:
+def fingerprint(path: Union[str, Path], until=None) -> str:
     """Fingerprint of a store: the recorded hash of its contents (same tables, same fingerprint, wherever and whenever ingested).
 
-    A store from elsewhere gets a hash of its calendars, its instruments files, and the names and sizes of its feature files.
+    With a day `until` (YYYY-MM-DD text, date or time stamp): the fingerprint of the store when its calendar first reached that
+    day. What is computed from days up to `until` stays valid as long as this stays the same, and appends do not change it.
+    A store from elsewhere gets a hash of its calendars, its instruments files, and the names and sizes of its feature files,
+    whatever `until` is.
 
     Raises
     ------
     DataError
-        As `read_metadata`.
+        As `read_metadata`, or the store ends before `until`.
+    ConfigError
+        `until` is no day.
     """
     metadata = read_metadata(path)
-    if metadata is not None:
+    if metadata is None:
+        return _fingerprint_from_elsewhere(check_store(path))
+    if until is None:
         return metadata["fingerprint"]
-    store = check_store(path)
+    day = as_day(until)
+    reached = [entry["fingerprint"] for entry in metadata["history"] if entry["end"] >= day]
+    if not reached:
+        end = metadata["history"][-1]["end"]
+        raise DataError(f"store {path} ends on {end}, before {day}: append the days up to then, or ask for an earlier day")
+    return reached[0]
+
+
+def as_day(until) -> str:
+    """A day as YYYY-MM-DD text, from text, a date or a time stamp.
+
+    Raises
+    ------
+    ConfigError
+        It is no day.
+    """
+    try:
+        return date.fromisoformat(str(until)[:10]).isoformat()
+    except ValueError as error:
+        raise ConfigError(f"until={until!r} is no day; write it as YYYY-MM-DD") from error
+
+
+def check_files(path: Union[str, Path]) -> None:
+    """Compare every file of a store of format 2 with what its metadata record (all files are read).
+
+    Raises
+    ------
+    DataError
+        As `read_metadata`; no metadata or format 1; a file was changed, added or removed since the store was published.
+    """
+    metadata, store = read_metadata(path), Path(path).expanduser()
+    if metadata is None or metadata["format"] < 2:
+        raise DataError(f"store {store} does not record what its files held; ingest the tables again")
+    files = [file for folder in ("calendars", "instruments", "features") for file in (store / folder).rglob("*") if file.is_file()]
+    found = combine({file.relative_to(store).as_posix(): digest(file.read_bytes()) for file in files}, metadata["settings"])
+    tables = {file.stem: digest(file.read_bytes()) for file in (store / "tables").iterdir()}
+    faults = [] if found == metadata["fingerprint"] else ["calendars, instruments and features"]
+    faults += [f"table {name}" for name in sorted(set(tables) | set(metadata["table_digests"]))
+               if tables.get(name) != metadata["table_digests"].get(name)]
+    if faults:
+        raise DataError(f"store {store} was changed after it was published: {', '.join(faults)}; ingest the tables again")
+
+
+def _fingerprint_from_elsewhere(store: Path) -> str:
     digests = {}
     for folder in ("calendars", "instruments"):
         for file in sorted((store / folder).glob("*.txt")):

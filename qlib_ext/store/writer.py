@@ -1,4 +1,4 @@
-"""Writing a Qlib store all or nothing: a folder beside the goal is filled, then renamed; a lock keeps two writers apart."""
+"""Writing a Qlib store all or nothing: a folder beside the goal is filled, then put in its place; a lock keeps writers apart."""
 
 import fcntl
 import json
@@ -6,15 +6,17 @@ import logging
 import os
 import shutil
 from pathlib import Path
-from typing import Dict, List, Tuple
+from typing import Dict, List, Sequence, Tuple
 
 import numpy as np
+import pandas as pd
 from qlib.config import C
 from qlib.data.storage import CalendarStorage
 from qlib.data.storage.file_storage import FileCalendarStorage, FileFeatureStorage
 from qlib.utils.time import Freq
 
 from qlib_ext.errors import DataError
+from qlib_ext.store.disk import check_room, disk_fault, exchange
 from qlib_ext.store.metadata import METADATA_FILE, check_store, combine, digest
 
 logger = logging.getLogger("qlib_ext.store")
@@ -51,7 +53,7 @@ class StoreLock:
     Raises
     ------
     DataError
-        Another writer, in this process or another, holds the lock.
+        Another writer, in this process or another, holds the lock, or the folder around the store may not be written.
     """
 
     def __init__(self, out: Path):
@@ -60,6 +62,12 @@ class StoreLock:
         self._file = None
 
     def __enter__(self) -> "StoreLock":
+        try:
+            return self._acquire()
+        except OSError as error:
+            raise disk_fault(error, self.out) from error
+
+    def _acquire(self) -> "StoreLock":
         self.out.parent.mkdir(parents=True, exist_ok=True)
         while True:
             file = open(self.path, "a")
@@ -94,6 +102,7 @@ class StoreLock:
         if replaced and not self.out.exists():  # died between the two renames of a replacement
             replaced.pop().rename(self.out)
         for folder in replaced + sorted(self.out.parent.glob(f".{glob_escape(self.out.name)}.building-*")):
+            logger.info("removing %s, which an interrupted ingestion left behind", folder)
             shutil.rmtree(folder)
 
 
@@ -125,30 +134,43 @@ def check_goal(out: Path, overwrite: bool) -> None:
 
 
 class StoreWriter:
-    """Fills a folder beside `out`; `publish` renames it to `out`; leaving without it removes the folder,
-    leaving after it removes the store that was replaced.
+    """Fills a folder beside `out`; `publish` puts it in the place of `out`; leaving without it removes the folder, leaving after it
+    removes the store that was replaced. `needed`: about how many bytes will be written.
 
     Use inside a `StoreLock`. Feature and calendar files go through Qlib's own storage classes; instruments files are written
     here, since Qlib 0.9.7 writes their columns in an order it cannot read back (start, end, code).
+
+    Raises
+    ------
+    DataError
+        On entry: less than `needed` bytes are free. From then on: no space left, or no permission to write.
     """
 
-    def __init__(self, out: Path):
-        self.out = out
+    def __init__(self, out: Path, needed: int = 0):
+        self.out, self.needed = out, needed
         self.folder = out.parent / f".{out.name}.building-{os.getpid()}"
         self.digests: Dict[str, str] = {}
+        self.table_digests: Dict[str, str] = {}
         self._old = out.parent / f".{out.name}.old-{os.getpid()}"
 
     def __enter__(self) -> "StoreWriter":
-        for name in ("calendars", "instruments", "features"):
-            (self.folder / name).mkdir(parents=True)
+        check_room(self.out, self.needed)
+        try:
+            for name in ("calendars", "instruments", "features", "tables"):
+                (self.folder / name).mkdir(parents=True)
+        except OSError as error:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            raise disk_fault(error, self.out, self.needed) from error
         self._uri = str(self.folder)
         return self
 
-    def __exit__(self, *exception) -> None:
+    def __exit__(self, kind, error, trace) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
         if self._old.exists():  # tens of thousands of small files: can take longer than writing them
-            logger.info("removing the store that was replaced")
+            logger.info("the new store is in place; removing the one it replaced, which can take minutes on a slow disk")
             shutil.rmtree(self._old, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise disk_fault(error, self.out, self.needed) from error
 
     def calendar(self, days: np.ndarray) -> None:
         """Write the calendar: datetime64[D] [t], ascending."""
@@ -170,20 +192,40 @@ class StoreWriter:
             content = np.float32(start).astype("<f4").tobytes() + values.astype("<f4", copy=False).tobytes()
             self.digests[f"features/{storage.file_name}"] = digest(content)
 
-    def publish(self, metadata: dict, settings: dict) -> str:
-        """Write the metadata and put the folder in place of `out`; returns the fingerprint."""
-        metadata["fingerprint"] = combine(self.digests, settings)
+    def table(self, name: str, frame: pd.DataFrame) -> None:
+        """Keep an input table."""
+        file = self.folder / "tables" / f"{name}.parquet"
+        frame.to_parquet(file, index=False, compression="zstd")
+        self.table_digests[name] = digest(file.read_bytes())
+
+    def publish(self, metadata: dict, settings: dict, history: Sequence[dict] = ()) -> dict:
+        """Write the metadata and put the folder in place of `out`; returns the metadata, with fingerprint and history.
+
+        Where the system can exchange two folders, `out` is at every instant the old store or the new one. Elsewhere it is missing
+        between two renames; a writer that dies there is undone by the next `StoreLock`.
+        """
+        found = combine(self.digests, settings)
+        end = metadata["spans"]["calendar"][1]
+        metadata.update(fingerprint=found, settings=settings, table_digests=self.table_digests,
+                        history=[*history, {"end": end, "fingerprint": found}])  # fmt: skip
         text = json.dumps(metadata, indent=1, ensure_ascii=False)
         (self.folder / METADATA_FILE).write_text(text + "\n", encoding="utf-8")
-        if self.out.exists():
-            self.out.rename(self._old)
+        if not self.out.exists():
+            self.folder.rename(self.out)
+        elif exchange(self.folder, self.out):
+            self.folder.rename(self._old)
+        else:
+            self._replace()
+        return metadata
+
+    def _replace(self) -> None:
+        """Put the folder in place of `out` by two renames."""
+        self.out.rename(self._old)
         try:
             self.folder.rename(self.out)
         except BaseException:
-            if self._old.exists():
-                self._old.rename(self.out)
+            self._old.rename(self.out)
             raise
-        return metadata["fingerprint"]
 
     def _note(self, name: str) -> None:
         self.digests[name] = digest((self.folder / name).read_bytes())

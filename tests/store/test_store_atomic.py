@@ -1,16 +1,23 @@
-"""All or nothing: interruptions, the lock, replacing a store."""
+"""All or nothing: interruptions, the lock, a full disk, replacing a store."""
 
+import ctypes
+import errno
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from qlib_ext.errors import DataError
 from qlib_ext.store import check_store, fingerprint
+from qlib_ext.store import disk, writer
 from qlib_ext.store import ingest as ingest_module
 from qlib_ext.store.ingest import ingest
 from qlib_ext.store.writer import StoreLock, StoreWriter
@@ -88,19 +95,136 @@ def test_the_lock_holds_within_a_process_too(tmp_path):
     assert hidden(tmp_path) == []
 
 
-def test_an_error_midway_leaves_nothing_and_keeps_the_old_store(tables, tmp_path, monkeypatch):
-    store = ingest(tables, tmp_path / "store")
+@pytest.mark.parametrize("error, named", [
+    (OSError(errno.ENOSPC, "No space left on device"), "no space left on the device for .*needs about 1 MB, [0-9]+ MB are free"),
+    (OSError(errno.EDQUOT, "Disk quota exceeded"), r"no space left .*nothing was changed: make room.*\(Disk quota exceeded\)"),
+    (PermissionError(errno.EACCES, "Permission denied", "/place"), "no permission to write /place"),
+    (OSError(errno.EIO, "Input/output error"), "Input/output error"),
+    (RuntimeError("other"), "other")])  # fmt: skip
+@pytest.mark.parametrize("part", ["features", "table", "publish"])
+def test_an_error_midway_leaves_nothing_and_keeps_the_old_store(tables, small_store, tmp_path, monkeypatch, error, named, part):
+    store = shutil.copytree(small_store, tmp_path / "store")
     before = fingerprint(store)
-    tables["bars"]["close"] *= 1.001
 
     def fail(self, *arguments):
-        raise OSError("no space left on device")
+        raise error
 
-    monkeypatch.setattr(StoreWriter, "features", fail)
+    monkeypatch.setattr(StoreWriter, part, fail)
+    kind = type(error) if error.args[0] in (errno.EIO, "other") else DataError
     for out in (store, tmp_path / "new"):
-        with pytest.raises(OSError, match="no space"):
+        with pytest.raises(kind, match=named):
             ingest(tables, out, overwrite=True)
     assert fingerprint(store) == before and not (tmp_path / "new").exists() and hidden(tmp_path) == []
+
+
+def test_too_little_room_is_noticed_before_writing(tables, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=70_000))
+    monkeypatch.setattr(StoreWriter, "features", lambda *arguments: pytest.fail("wrote something"))
+    with pytest.raises(DataError, match="no space left on the device for .*store: needs about 1 MB, 0 MB are free; nothing was"):
+        ingest(tables, tmp_path / "store")
+    assert hidden(tmp_path) == [] and not (tmp_path / "store").exists()
+
+
+def test_the_estimate_of_the_room_is_about_right(small_store, tables, tmp_path, monkeypatch):
+    needs = []
+    monkeypatch.setattr(disk, "check_room", lambda out, needed: needs.append(needed))
+    monkeypatch.setattr(writer, "check_room", disk.check_room)
+    store = ingest(tables, tmp_path / "store")
+    took = sum(4096 * -(-file.stat().st_size // 4096) for file in store.rglob("*.bin"))
+    assert 0.5 < needs[0] / took < 2
+
+
+FULL_DISK = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[3]), resource.RLIM_INFINITY))  # no file may grow beyond
+from qlib_ext.store.__main__ import main
+sys.exit(main(["ingest", "--tables", sys.argv[1], "--out", sys.argv[2]]))
+"""
+
+
+@pytest.mark.parametrize("limit", [0, 150, 2_000])
+def test_a_file_that_may_not_grow(tables, tmp_path, limit):
+    """A real refusal of the system: at the first file, at a feature file, at a kept table."""
+    save(tables, tmp_path / "tables")
+    command = [sys.executable, "-c", FULL_DISK, str(tmp_path / "tables"), str(tmp_path / "place" / "store"), str(limit)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and "error: no space left on the device for" in done.stderr, done.stderr[-2000:]
+    assert list((tmp_path / "place").iterdir()) == []
+
+
+def test_a_place_nobody_may_write(tables):
+    """The kernel's own folder takes no folders, whoever asks."""
+    with pytest.raises(DataError, match="no permission to write /sys/qlib_ext_nowhere"):
+        ingest(tables, "/sys/qlib_ext_nowhere/store")
+
+
+# ---- replacing ----------------------------------------------------------------------------------------------------------------
+def folders(place: Path) -> tuple:
+    for name in ("first", "second"):
+        (place / name).mkdir()
+        (place / name / name).touch()
+    return place / "first", place / "second"
+
+
+def test_two_folders_are_exchanged(tmp_path):
+    first, second = folders(tmp_path)
+    assert disk.exchange(first, second)
+    assert (first / "second").exists() and (second / "first").exists()
+    with pytest.raises(FileNotFoundError):
+        disk.exchange(first, tmp_path / "third")
+
+
+class _Library:
+    """A C library whose renameat2 fails with one error number."""
+
+    def __init__(self, number: int):
+        self.number = number
+
+    def renameat2(self, *arguments) -> int:
+        ctypes.set_errno(self.number)
+        return -1
+
+
+@pytest.mark.parametrize("library", [object(), _Library(errno.EINVAL), _Library(errno.ENOSYS), _Library(errno.ENOTSUP)])
+def test_a_system_without_exchange_renames_twice(tables, small_store, tmp_path, monkeypatch, library):
+    monkeypatch.setattr(disk.ctypes, "CDLL", lambda *arguments, **keywords: library)
+    first, second = folders(tmp_path)
+    assert not disk.exchange(first, second) and (first / "first").exists()
+    store = shutil.copytree(small_store, tmp_path / "store")
+    tables["bars"]["turnover"] *= 1.001
+    ingest(tables, store, overwrite=True)
+    assert fingerprint(store) != fingerprint(small_store) and hidden(tmp_path) == []
+
+
+def test_an_exchange_that_fails_keeps_the_old_store(tables, small_store, tmp_path, monkeypatch):
+    store = shutil.copytree(small_store, tmp_path / "store")
+    monkeypatch.setattr(disk.ctypes, "CDLL", lambda *arguments, **keywords: _Library(errno.ENOSPC))
+    with pytest.raises(DataError, match="no space left on the device"):
+        ingest(tables, store, overwrite=True)
+    assert fingerprint(store) == fingerprint(small_store) and hidden(tmp_path) == []
+
+
+def test_a_store_is_there_at_every_instant(tmp_path):
+    """Published 100 times while another thread looks without pause."""
+    out, stop, seen = tmp_path / "store", threading.Event(), Counter()
+
+    def look():
+        while not stop.is_set():
+            try:
+                seen[json.loads((out / "qlib_ext_store.json").read_text())["number"]] += 1
+            except FileNotFoundError:
+                seen["missing"] += out.exists() is False
+
+    watcher = threading.Thread(target=look)
+    for number in range(100):
+        with StoreWriter(out) as one:
+            one.publish({"number": number, "spans": {"calendar": ["", "2020-01-02", 1]}}, {})
+        if number == 0:
+            watcher.start()
+    stop.set()
+    watcher.join()
+    assert len(seen) > 20 and not seen["missing"]
 
 
 def test_an_existing_store_is_replaced_only_on_request(tables, tmp_path):
@@ -134,6 +258,6 @@ def test_a_folder_that_is_no_store_is_never_touched(tables, tmp_path, overwrite)
 
 
 def test_nothing_is_computed_before_the_goal_is_checked(tables, small_store, monkeypatch):
-    monkeypatch.setattr(ingest_module, "read_tables", lambda source: pytest.fail("read the tables first"))
+    monkeypatch.setattr(ingest_module, "read_tables", lambda *arguments: pytest.fail("read the tables first"))
     with pytest.raises(DataError, match="there is a store"):
         ingest(tables, small_store)

@@ -2,12 +2,16 @@
 
 import json
 import shutil
+from datetime import date
 
+import numpy as np
+import pandas as pd
 import pytest
 
-from qlib_ext.errors import DataError
-from qlib_ext.store import check_store, fingerprint, read_metadata
+from qlib_ext.errors import ConfigError, DataError
+from qlib_ext.store import check_files, check_store, fingerprint, read_metadata, read_table
 from qlib_ext.store.metadata import combine, digest
+from qlib_ext.store.schema import TABLES
 
 
 def test_what_is_no_store_is_named(tmp_path, small_store):
@@ -43,8 +47,55 @@ def test_the_fingerprint_is_the_hash_of_all_files(small_store):
     found = [path for path in small_store.rglob("*") if path.is_file()]
     files = {path.relative_to(small_store).as_posix(): digest(path.read_bytes()) for path in found}
     del files["qlib_ext_store.json"]
+    tables = {name: files.pop(f"tables/{name}.parquet") for name in metadata["tables"]}
     codes = {number: entry["code"] for number, entry in metadata["industry_codes"].items()}
     assert combine(files, {"vwap": "typical", "industry_codes": codes}) == fingerprint(small_store) == metadata["fingerprint"]
+    assert tables == metadata["table_digests"] and metadata["history"] == [{"end": "2020-03-04", "fingerprint": fingerprint(small_store)}]
+    check_files(small_store)
+
+
+@pytest.mark.parametrize("name", ["features/sz000001/open.day.bin", "instruments/csi300.txt", "tables/bars.parquet"])
+def test_a_changed_file_is_noticed(tmp_path, small_store, name):
+    store = shutil.copytree(small_store, tmp_path / "store")
+    (store / name).write_bytes((store / name).read_bytes()[:-1] + b"?")
+    with pytest.raises(DataError, match="was changed after it was published: " + ("table bars" if "bars" in name else "calendars")):
+        check_files(store)
+
+
+def test_an_added_file_is_noticed(tmp_path, small_store):
+    store = shutil.copytree(small_store, tmp_path / "store")
+    shutil.copytree(store / "features" / "sz000001", store / "features" / "sz000009")
+    with pytest.raises(DataError, match="was changed after it was published"):
+        check_files(store)
+    (store / "qlib_ext_store.json").unlink()
+    with pytest.raises(DataError, match="does not record"):
+        check_files(store)
+
+
+def test_a_day_of_a_fingerprint(small_store):
+    whole = fingerprint(small_store)
+    days = ("2020-01-10", date(2020, 3, 4), np.datetime64("2019-01-01"), pd.Timestamp("2020-03-04"))
+    assert {fingerprint(small_store, day) for day in days} == {whole}
+    with pytest.raises(DataError, match="ends on 2020-03-04, before 2020-03-05"):
+        fingerprint(small_store, until="2020-03-05")
+    with pytest.raises(ConfigError, match="is no day"):
+        fingerprint(small_store, until="march")
+
+
+def test_kept_tables_as_they_were_known(small_store, tables):
+    for name, frame in tables.items():
+        kept = read_table(small_store, name)
+        assert len(kept) == len(frame) and set(kept.columns) <= set(TABLES[name].columns), name
+    day = pd.Timestamp("2020-01-14")
+    reports = read_table(small_store, "fundamentals", until=day)
+    assert len(reports) == (tables["fundamentals"]["announcement"] <= day).sum() and reports["announcement"].max() == day
+    assert read_table(small_store, "bars", until="2020-01-14")["date"].max() == day
+    spans = read_table(small_store, "membership", until=day)
+    assert spans["start"].max() <= day and spans["end"].isna().sum() == 3 and spans["end"].max() <= day
+    listed = read_table(small_store, "instruments", until="2019-06-27")
+    assert "SH688001" not in set(listed["instrument"]) and listed["delist_date"].isna().all()
+    with pytest.raises(DataError, match=r"keeps no table etf_baskets; it keeps \['bars'"):
+        read_table(small_store, "etf_baskets")
 
 
 def test_a_store_from_elsewhere_has_a_fingerprint(tmp_path, small_store):

@@ -1,0 +1,231 @@
+"""New days for a store that is there: everything is computed again, and what was published stays as it is, byte for byte."""
+
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Dict, List, Mapping, Set, Tuple, Union
+
+import numpy as np
+import pandas as pd
+
+from qlib_ext.errors import DataError
+from qlib_ext.market_rules import missing_trading_days
+from qlib_ext.store.checks import check_tables
+from qlib_ext.store.ingest import Settings, publish_store
+from qlib_ext.store.kept import kept_tables
+from qlib_ext.store.metadata import check_store, read_metadata
+from qlib_ext.store.schema import KINDS, TABLES
+from qlib_ext.store.tables import Table, TableSource, read_tables
+from qlib_ext.store.writer import StoreLock, StoreWriter
+
+logger = logging.getLogger("qlib_ext.store")
+_NEW_DAYS = ("bars", "index_bars")
+_SPAN_KEYS = {"membership": ("instrument", "index", "start"), "industry": ("instrument", "start"), "instruments": ("instrument",)}
+_KEY_TEXTS = ("index", "member", "fund")
+_TOLERANCE = 1e-9  # relative; numbers that went through text
+_OF_BARS = ("all",) + KINDS  # instruments files whose spans are those of the bars
+
+
+def append(tables: TableSource, store: Union[str, Path], columns: Union[str, Path, Mapping, None] = None) -> Path:
+    """Add new days to a store, all or nothing, and return its folder. The result equals one ingestion of all days.
+
+    Arguments
+    ---------
+    tables : as in `ingest`. bars and index_bars hold days after the store's last one only. The others may be left out: spans
+        (membership, industry, instruments) replace the stored ones of the same key (instrument, index, start), so that an end
+        can be set; all others add rows, rows the store has already are dropped.
+    store : folder of a store of format 2; its settings (vwap, indices and their sizes, generated) are kept
+    columns : column mapping, as in `ingest`
+
+    Every file of the store must be the beginning of the new one, so that what was computed from it stays valid
+    (`fingerprint(store, until)`).
+
+    Raises
+    ------
+    DataError
+        No store that can be continued, days the store has already, no new day, trading days left out, a column left out that the
+        stored table has, a row that contradicts a stored one, new rows that would change the past; and as `ingest`.
+    """
+    started = time.time()
+    out = Path(store).expanduser().absolute()
+    if not out.parent.is_dir():
+        check_store(out)
+    with StoreLock(out):
+        stored, metadata = kept_tables(out), read_metadata(out)
+        settings = Settings(metadata["vwap"], tuple(metadata["index_names"]), metadata["index_sizes"], metadata["generated"])
+        given = read_tables(tables, columns, required=_NEW_DAYS)
+        check_tables(given, settings.vwap)
+        _check_days(given, np.array((out / "calendars" / "day.txt").read_text().split(), dtype="datetime64[D]"))
+        data = read_tables(_merge(stored, {name: table.frame() for name, table in given.items()}))
+        del stored
+        new = publish_store(out, data, settings, metadata["history"], AppendWriter, started)
+    _report(metadata, new, data["bars"])
+    return out
+
+
+def _check_days(given: Dict[str, Table], calendar: np.ndarray) -> None:
+    """New days only, none of them left out."""
+    faults, last = [], calendar[-1]
+    for name in _NEW_DAYS:
+        dates = given[name].dates["date"]
+        old = dates <= last
+        if old.any():
+            row = int(np.argmax(old))
+            faults.append(f"table {name}: {int(old.sum())} rows on or before {last}, the store's last day, first "
+                          f"{given[name].instrument(row)} on {dates[row]}; give the days after it only")  # fmt: skip
+    days = np.unique(np.concatenate([given[name].dates["date"] for name in _NEW_DAYS]))
+    if not (days > last).any():
+        faults.append(f"nothing new: the tables hold no day after {last}")
+    missing = missing_trading_days(np.union1d(calendar, days))
+    missing = missing[missing > last]
+    if len(missing):
+        faults.append(f"{len(missing)} trading days are left out between {last}, the store's last day, and {days[-1]}, first "
+                      f"{missing[0]}; give all of them")  # fmt: skip
+    if faults:
+        raise DataError("the tables cannot be appended:\n  " + "\n  ".join(faults))
+
+
+# ---- merging ------------------------------------------------------------------------------------------------------------------
+def _merge(stored: Dict[str, pd.DataFrame], given: Dict[str, pd.DataFrame]) -> Dict[str, pd.DataFrame]:
+    """Stored tables with the given rows."""
+    merged, faults = dict(stored), []
+    for name, frame in given.items():
+        if name not in stored:
+            merged[name] = frame
+            continue
+        lacks = [column for column in stored[name] if column not in frame]
+        if lacks:
+            faults.append(f"table {name} lacks the columns {lacks}, which the store has; give them, empty where unknown")
+        elif name in _NEW_DAYS:
+            merged[name] = pd.concat([stored[name], frame], ignore_index=True)
+        elif name in _SPAN_KEYS:
+            merged[name] = _replace_spans(stored[name], frame, list(_SPAN_KEYS[name]))
+        else:
+            merged[name] = _add_events(name, stored[name], frame, faults)
+    if faults:
+        raise DataError("the tables cannot be appended:\n  " + "\n  ".join(faults))
+    return merged
+
+
+def _rows_in(frame: pd.DataFrame, other: pd.DataFrame, key: List[str]) -> np.ndarray:
+    """Rows whose key is in another table. bool [r]"""
+    return pd.MultiIndex.from_frame(frame[key]).isin(pd.MultiIndex.from_frame(other[key]))
+
+
+def _replace_spans(stored: pd.DataFrame, given: pd.DataFrame, key: List[str]) -> pd.DataFrame:
+    return pd.concat([stored[~_rows_in(stored, given, key)], given], ignore_index=True)
+
+
+def _add_events(name: str, stored: pd.DataFrame, given: pd.DataFrame, faults: List[str]) -> pd.DataFrame:
+    """Stored rows, with what only the given ones of the same key know, and the new rows."""
+    key = ["instrument", *TABLES[name].dates, *(text for text in TABLES[name].texts if text in _KEY_TEXTS)]
+    both = stored.merge(given, on=key, suffixes=("", " (new)"))
+    for column in stored.columns.difference(key, sort=False):
+        old, new = both[column], both[f"{column} (new)"]
+        equal = (old == new) | (old.isna() & new.isna())
+        if pd.api.types.is_float_dtype(old) and pd.api.types.is_float_dtype(new):
+            equal |= np.isclose(old, new, rtol=_TOLERANCE, atol=0)
+        if not equal.all():
+            row = int(np.argmin(equal))
+            where = ", ".join(f"{part} {str(both[part][row])[:10]}" for part in key)
+            faults.append(f"table {name}: {int((~equal).sum())} rows change the past in column {column}, first {where}: {old[row]} "
+                          f"stored, {new[row]} given; give the stored value, or a later row if it was revised")  # fmt: skip
+    more = list(given.columns.difference(stored.columns, sort=False))
+    known = stored.merge(given[key + more], on=key, how="left") if more else stored
+    return pd.concat([known, given[~_rows_in(given, stored, key)]], ignore_index=True)
+
+
+# ---- writing ------------------------------------------------------------------------------------------------------------------
+class AppendWriter(StoreWriter):
+    """Publishes only what leaves the past of the store at `out` as it is.
+
+    Raises
+    ------
+    DataError
+        On `publish`: a file of the store is not the beginning of the new one, or has none.
+    """
+
+    def __enter__(self) -> "AppendWriter":
+        super().__enter__()
+        self._past = np.array((self.out / "calendars" / "day.txt").read_text().split(), dtype="datetime64[D]")
+        self._codes = {entry.name.upper() for entry in os.scandir(self.out / "features")}
+        self._changed: List[str] = []
+        return self
+
+    def calendar(self, days: np.ndarray) -> None:
+        super().calendar(days)
+        if not np.array_equal(days[: len(self._past)], self._past):
+            self._changed.append("the calendar has new days among the old ones")
+
+    def instruments(self, name: str, spans: Dict[str, List[Tuple[np.datetime64, np.datetime64]]]) -> None:
+        super().instruments(name, spans)
+        file = self.out / "instruments" / f"{name}.txt"
+        if not file.is_file():
+            return
+        rows = [line.split("\t") for line in file.read_text(encoding="utf-8").splitlines()]
+        last = str(self._past[-1])
+        old = {(code, start): end for code, start, end in rows if start <= last}
+        new = {(code, str(start)): str(end) for code in spans if code in self._codes for start, end in spans[code]}
+        self._changed += [f"{code} would leave {name} from {start} on" for code, start in old if (code, start) not in new]
+        if name in _OF_BARS:
+            return
+        self._changed += [f"{code} would join {name} on {start}" for code, start in new if (code, start) not in old and start <= last]
+        self._changed += [f"{code} would be in {name} until {new[code, start]}, not {end}" for (code, start), end in old.items()
+                          if (code, start) in new and min(end, last) != min(new[code, start], last)]  # fmt: skip
+
+    def features(self, code: str, start: int, fields: Dict[str, np.ndarray]) -> None:
+        super().features(code, start, fields)
+        for name in fields:
+            place = f"features/{code.lower()}/{name}.day.bin"
+            if (self.out / place).is_file():
+                self._compare(code, name, (self.out / place).read_bytes(), (self.folder / place).read_bytes())
+
+    def _compare(self, code: str, name: str, old: bytes, new: bytes) -> None:
+        """Note where a file does not begin as the old one does."""
+        if new.startswith(old):
+            return
+        before, after = np.frombuffer(old, "<f4"), np.frombuffer(new, "<f4")
+        shared = min(len(before), len(after))
+        at = np.append(before[:shared].view("<u4") != after[:shared].view("<u4"), True).argmax()
+        what = f"{before[at]:g} stored, {after[at]:g} now" if at < shared else "a shorter file"
+        if at == 0:
+            self._changed.append(f"{name} of {code} would begin on another day")
+        else:
+            self._changed.append(f"{name} of {code} on {self._past[int(before[0]) + at - 1]}: {what}")
+
+    def publish(self, metadata: dict, settings: dict, history=()) -> dict:
+        faults = []
+        if self._changed:
+            faults.append(f"{len(self._changed)} changes in {self.out} up to {self._past[-1]}, its last day, first: "
+                          f"{self._changed[0]}. Append takes what is new only; to change the past ingest all days again")  # fmt: skip
+        gone = sorted(self._files() - set(self.digests))
+        if gone:
+            faults.append(f"{len(gone)} files of {self.out} would be gone, first {gone[0]}: the new rows take away what it was "
+                          "computed from; ingest all days again")  # fmt: skip
+        if faults:
+            raise DataError("the past changed; nothing was appended:\n  " + "\n  ".join(faults))
+        return super().publish(metadata, settings, history)
+
+    def _files(self) -> Set[str]:
+        """Feature and instruments files of the store at `out`."""
+        found = {f"instruments/{entry.name}" for entry in os.scandir(self.out / "instruments")}
+        for folder in os.scandir(self.out / "features"):
+            found |= {f"features/{folder.name}/{entry.name}" for entry in os.scandir(folder)}
+        return found
+
+
+def _report(old: dict, new: dict, bars: Table) -> None:
+    """Log what was added."""
+    last = np.datetime64(old["history"][-1]["end"])
+    first, final = np.full(len(bars.codes), np.datetime64("2262-01-01")), np.full(len(bars.codes), np.datetime64("1700-01-01"))
+    np.minimum.at(first, bars.code, bars.dates["date"])
+    np.maximum.at(final, bars.code, bars.dates["date"])
+    listed, stopped = bars.codes[first > last], bars.codes[final <= last]
+    days = new["spans"]["calendar"][2] - old["spans"]["calendar"][2]
+    logger.info("appended %d days, %s..%s, %d rows: %d instruments are new%s", days, last + 1, new["spans"]["calendar"][1],
+                len(bars) - old["tables"]["bars"], len(listed), f", first {listed[0]}" if len(listed) else "")  # fmt: skip
+    if len(stopped):
+        logger.info("%d instruments have no row after %s, first %s", len(stopped), last, stopped[0])
+    for name in sorted(set(new["fields"]) - set(old["fields"])):
+        logger.info("field %s is new", name)

@@ -1,0 +1,254 @@
+"""New days for a store: the same bytes as one ingestion of all days, and everything published stays."""
+
+import json
+import logging
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from store_market import business_days, make_tables, read_field
+
+from qlib_ext.errors import DataError
+from qlib_ext.store import check_files, fingerprint, read_metadata, read_table
+from qlib_ext.store.append import append
+from qlib_ext.store.ingest import ingest
+from qlib_ext.store.schema import TABLES
+
+NAMES = ("csi300", "csi500")
+DAYS = business_days("2020-01-02", 45)
+SPANS = ("membership", "industry", "instruments")
+
+
+def part(tables: dict, first, last) -> dict:
+    """The rows that become known on the days first..last."""
+    frames = {}
+    for name, frame in tables.items():
+        dates = TABLES[name].dates
+        day = frame["announcement" if "announcement" in dates else dates[0]]
+        rows = frame[(day >= first) & (day <= last)]
+        if len(rows):
+            frames[name] = rows.reset_index(drop=True)
+    return frames
+
+
+def split(tables: dict, last) -> tuple:
+    return part(tables, pd.Timestamp(0), last), part(tables, last + pd.Timedelta(days=1), pd.Timestamp("2100-01-01"))
+
+
+def contents(store) -> dict:
+    """Every file but the metadata and the kept tables."""
+    files = [file for folder in ("calendars", "instruments", "features") for file in (store / folder).rglob("*") if file.is_file()]
+    return {file.relative_to(store).as_posix(): file.read_bytes() for file in files}
+
+
+@pytest.fixture
+def grown(tables, tmp_path):
+    """A store of the first 30 days, and the tables of the other 15."""
+    old, new = split(tables, DAYS[29])
+    return ingest(old, tmp_path / "store", index_names=NAMES), new
+
+
+@pytest.mark.parametrize("cuts", [[29], [10], [14, 29], list(range(25, 45))])
+def test_appends_equal_one_ingestion(tables, small_store, tmp_path, cuts):
+    bounds = [DAYS[cut] for cut in cuts] + [pd.Timestamp("2100-01-01")]
+    store = ingest(part(tables, pd.Timestamp(0), bounds[0]), tmp_path / "store", index_names=NAMES)
+    ends = [bounds[0]]
+    for first, last in zip(bounds, bounds[1:]):
+        rows = part(tables, first + pd.Timedelta(days=1), last)
+        if not len(rows):
+            continue
+        before = contents(store)
+        append(rows, store)
+        after = contents(store)
+        for name, old in before.items():
+            assert after[name].startswith(old) or name.startswith("instruments"), name
+        ends.append(last)
+    assert contents(store) == contents(small_store)
+    assert fingerprint(store) == fingerprint(small_store)
+    check_files(store)
+    metadata, whole = read_metadata(store), read_metadata(small_store)
+    assert [entry["end"] for entry in metadata["history"]][:-1] == [str(end.date()) for end in ends[:-1]]
+    for name in whole:
+        if name not in ("history", "created_by"):
+            assert metadata[name] == whole[name], name
+    for name in whole["tables"]:
+        pd.testing.assert_frame_equal(read_table(store, name), read_table(small_store, name))
+
+
+def test_a_fingerprint_until_a_day_survives_appends(grown):
+    store, new = grown
+    first = fingerprint(store)
+    append(new, store)
+    assert fingerprint(store) != first
+    assert fingerprint(store, until=DAYS[29]) == fingerprint(store, "2020-01-20") == first
+    assert fingerprint(store, until=DAYS[30]) == fingerprint(store)
+    with pytest.raises(DataError, match="ends on 2020-03-04, before 2020-03-05"):
+        fingerprint(store, "2020-03-05")
+
+
+def test_settings_are_those_of_the_store(tables, tmp_path):
+    old, new = split(tables, DAYS[29])
+    chosen = {"vwap": "amount", "index_names": ("csi500",), "index_sizes": {"csi500": 2}, "generated": True}
+    append(new, ingest(old, tmp_path / "store", **chosen))
+    ingest(tables, tmp_path / "whole", **chosen)
+    first, second = read_metadata(tmp_path / "store"), read_metadata(tmp_path / "whole")
+    assert first["index_sizes"] == {"csi500": 2} and first["generated"] is True and first["vwap"] == "amount"
+    assert {**first, "history": 0} == {**second, "history": 0}
+
+
+def test_tables_that_stay_as_they_are_may_be_left_out(grown, tables):
+    store, new = grown
+    append({name: new[name] for name in ("bars", "index_bars")}, store)
+    assert (read_field(store, "SH600000", "industry") == 48).all()
+    assert len(read_table(store, "membership")) == len(part(tables, pd.Timestamp(0), DAYS[29])["membership"])
+
+
+def test_event_tables_may_be_given_in_full(grown, tables, small_store):
+    store, new = grown
+    append({**tables, "bars": new["bars"], "index_bars": new["index_bars"]}, store)
+    assert contents(store) == contents(small_store)
+
+
+def test_a_folder_with_a_mapping_and_without_membership(grown, small_store, tmp_path):
+    store, new = grown
+    (tmp_path / "new").mkdir()
+    for name, frame in new.items():
+        frame = frame.rename(columns={"volume": "vol"}) if name == "bars" else frame
+        frame.to_csv(tmp_path / "new" / f"{name}.csv", index=False)
+    mapping = {"bars": {"columns": {"volume": "vol"}}, "industry": {"columns": {"l1_code": "level"}}}
+    append(tmp_path / "new", store, columns=mapping)
+    assert fingerprint(store, DAYS[20]) != fingerprint(store)
+    np.testing.assert_allclose(read_field(store, "SH600000", "volume"), read_field(small_store, "SH600000", "volume"))
+
+
+# ---- what a market does -------------------------------------------------------------------------------------------------------
+def test_listings_delistings_and_stocks_that_come_back(tables, tmp_path, caplog):
+    """SH605001 lists after the cut, SH688001 stops before it, SZ000009 has no rows around it and returns."""
+    bars = tables["bars"]
+    copy = bars[bars["instrument"] == "SH600000"]
+    listed = copy[copy["date"] > DAYS[32]].assign(instrument="SH605001")
+    away = copy[(copy["date"] < DAYS[25]) | (copy["date"] > DAYS[35])].assign(instrument="SZ000009")
+    bars = bars[(bars["instrument"] != "SH688001") | (bars["date"] < DAYS[28])]
+    tables["bars"] = pd.concat([bars, listed, away], ignore_index=True)
+    old, new = split(tables, DAYS[29])
+    store, whole = ingest(old, tmp_path / "store", index_names=NAMES), ingest(tables, tmp_path / "whole", index_names=NAMES)
+    with caplog.at_level(logging.INFO):
+        append(new, store)
+    assert contents(store) == contents(whole) and fingerprint(store) == fingerprint(whole)
+    assert "appended 15 days, 2020-02-13..2020-03-04" in caplog.text
+    assert "1 instruments are new, first SH605001" in caplog.text and "1 instruments have no row after 2020-02-12" in caplog.text
+    assert read_field(store, "SZ000009", "close")[DAYS[25] : DAYS[35]].isna().all()
+
+
+def test_an_end_of_a_span_can_be_set(grown):
+    store, new = grown
+    leaves = pd.DataFrame({"instrument": ["SH600000"], "index": "csi300", "start": "2019-01-01", "end": [DAYS[40]]})
+    new["membership"] = pd.concat([new["membership"], leaves.assign(start=pd.to_datetime(leaves["start"]))], ignore_index=True)
+    append(new, store)
+    assert f"SH600000\t2019-01-01\t{DAYS[40]:%Y-%m-%d}" in (store / "instruments" / "csi300.txt").read_text()
+    assert read_field(store, "SH600000", "csi300_weight")[DAYS[41] :].isna().all()
+
+
+def test_a_field_may_appear(tables, tmp_path, caplog):
+    old, new = split(tables, DAYS[29])
+    late = ("industry", "is_st")
+    store = ingest({name: frame.drop(columns="is_st", errors="ignore") for name, frame in old.items() if name not in late},
+                   tmp_path / "store", index_names=NAMES)  # fmt: skip
+    before = contents(store)
+    with caplog.at_level(logging.INFO):
+        append({**new, "industry": tables["industry"]}, store)
+    assert {"industry", "is_st"} <= set(read_metadata(store)["fields"])
+    assert "field industry is new" in caplog.text and "field is_st is new" in caplog.text
+    assert read_field(store, "SZ000001", "is_st")[: DAYS[29]].isna().all()
+    assert all(contents(store)[name].startswith(old) for name, old in before.items() if name.startswith("features"))
+
+
+# ---- what is refused ----------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def refuses(grown):
+    """A function that appends, expects the named error, and an untouched store."""
+    store, new = grown
+    before = {file: file.read_bytes() for file in store.rglob("*") if file.is_file()}
+
+    def check(match: str, tables=None):
+        with pytest.raises(DataError, match=match):
+            append(new if tables is None else tables, store)
+        assert {file: file.read_bytes() for file in store.rglob("*") if file.is_file()} == before
+        assert [path.name for path in store.parent.iterdir() if path.name.startswith(".")] == []
+
+    return check
+
+
+def test_days_the_store_has(refuses, tables, grown):
+    refuses("table bars: 108 rows on or before 2020-02-12, the store's last day, first SH600000 on 2020-01-02; give", tables)
+    old, _ = split(tables, DAYS[29])
+    refuses("nothing new: the tables hold no day after 2020-02-12", old)
+
+
+def test_days_left_out(refuses, grown):
+    _, new = grown
+    for name in ("bars", "index_bars"):
+        new[name] = new[name][~new[name]["date"].isin(DAYS[[36, 38]])]
+    refuses("2 trading days are left out between 2020-02-12, the store's last day, and 2020-03-04, first 2020-02-21")
+
+
+def test_the_new_days_are_checked_like_any(refuses, grown):
+    _, new = grown
+    new["bars"].loc[3, "close"] = -1.0
+    refuses("a negative or zero close")
+
+
+def test_a_table_of_days_is_needed(refuses, grown):
+    _, new = grown
+    refuses("table bars is missing", {name: new[name] for name in new if name != "bars"})
+
+
+def test_a_column_left_out(refuses, grown):
+    _, new = grown
+    new["bars"] = new["bars"].drop(columns=["amount", "is_st"])
+    refuses(r"table bars lacks the columns \['amount', 'is_st'\], which the store has")
+
+
+def test_a_row_that_contradicts_a_stored_one(refuses, grown, tables):
+    _, new = grown
+    changed = tables["float_shares_monthly"].copy()
+    changed.loc[0, "float_shares"] = 1_000_500.0
+    new["float_shares_monthly"] = changed
+    refuses("1 rows change the past in column float_shares, first instrument SH600000, month 2019-12-31: 1000000.0 stored, 1000500")
+
+
+def test_a_new_row_of_the_past(refuses, grown):
+    _, new = grown
+    new["float_shares_monthly"] = pd.DataFrame({"month": [DAYS[3]], "instrument": "SH600000", "float_shares": 1_050_000.0,
+                                                "total_shares": 1_500_000.0, "method": "turnover"})  # fmt: skip
+    refuses("up to 2020-02-12, its last day, first: float_shares of SH600000 on 2020-01-08: 1e\\+06 stored, 1.05e\\+06 now")
+
+
+def test_a_span_that_changes_the_past(refuses, grown, tables):
+    _, new = grown
+    spans = tables["membership"]
+    first = spans[(spans["instrument"] == "SH600000")].assign(end=DAYS[20])
+    refuses("SH600000 would be in csi300 until 2020-01-30, not 2020-12-31", {**new, "membership": first})
+    other = first.assign(instrument="SH688001", start=DAYS[12], end=DAYS[14])
+    refuses("SH688001 would join csi300 on 2020-01-20", {**new, "membership": other})
+
+
+def test_a_store_that_cannot_be_continued(grown, tmp_path):
+    store, new = grown
+    older = shutil.copytree(store, tmp_path / "older")
+    metadata = json.loads((older / "qlib_ext_store.json").read_text())
+    del metadata["history"]
+    (older / "qlib_ext_store.json").write_text(json.dumps({**metadata, "format": 1}))
+    assert fingerprint(older, "2020-01-10") == fingerprint(store)
+    with pytest.raises(DataError, match="has format 1, which keeps no tables"):
+        append(new, older)
+    (older / "qlib_ext_store.json").unlink()
+    with pytest.raises(DataError, match="was not made by qlib_ext"):
+        append(new, older)
+    with pytest.raises(DataError, match="does not exist"):
+        append(new, tmp_path / "nowhere" / "store")
+    assert not (tmp_path / "nowhere").exists()
+    make_tables()["bars"].to_parquet(store / "tables" / "bars.parquet")
+    with pytest.raises(DataError, match="bars.parquet is missing or was changed after the store was published"):
+        append(new, store)
