@@ -42,20 +42,32 @@ class Fault:
 
 def check_workflow(path: str | Path) -> list[Fault]:
     """All faults of a workflow file; an empty list when it can run."""
-    try:
-        config = load_workflow(path)
-    except ConfigError as error:
-        text, _, advice = str(error).partition("; ")
-        return [Fault("file", text, advice or "correct the file")]
-    with _search_path(config, path), quiet(), _no_loading():
-        return _Checker(config, Path(path)).run()
+    return examine_workflow(path)[0]
+
+
+def examine_workflow(path: str | Path, store: str | Path | None = None) -> tuple[list[Fault], list[Fault]]:
+    """Faults, with which a workflow cannot run, and warnings, with which it runs on less than it asks for.
+
+    `store`: check against this store, as `QLIB_DATA` and as `provider_uri`, whatever the file names.
+    """
+    with mock.patch.dict(os.environ, {} if store is None else {"QLIB_DATA": str(store)}):
+        try:
+            config = load_workflow(path)
+        except ConfigError as error:
+            text, _, advice = str(error).partition("; ")
+            return [Fault("file", text, advice or "correct the file")], []
+        if store is not None and isinstance(config.get("qlib_init"), dict):
+            config["qlib_init"]["provider_uri"] = str(store)
+        with _search_path(config, path), quiet(), _no_loading():
+            checker = _Checker(config, Path(path))
+            return checker.run(), checker.warnings
 
 
 class _Checker:
     """One pass over one configuration."""
 
     def __init__(self, config: dict, path: Path):
-        self.config, self.path, self.faults = config, path, []
+        self.config, self.path, self.faults, self.warnings = config, path, [], []
         self.classes: dict[str, type] = {}
         self.built: dict[str, object] = {}
         self.broken: set[str] = set()
@@ -66,6 +78,9 @@ class _Checker:
         fault = Fault(where, " ".join(what.split()), " ".join(advice.split()))
         if fault not in self.faults:
             self.faults.append(fault)
+
+    def warn(self, where: str, what: str, advice: str) -> None:
+        self.warnings.append(Fault(where, what, advice))
 
     def run(self) -> list[Fault]:
         self._outline()
@@ -132,8 +147,7 @@ class _Checker:
         elif str(uri).startswith("sqlite:///") and manager.get("class") == "MLflowExpManager":
             folder = Path(str(uri)[len("sqlite:///"):]).parent
             if not folder.is_dir():
-                self.add(place,
-                         f"folder {folder} of the tracking database does not exist (sqlite neither makes it nor knows '~')",
+                self.add(place, f"folder {folder} of the tracking database does not exist (sqlite neither makes it nor knows ~)",
                          "make it, or use qlib_ext.tracking.SqliteExpManager")
 
     def _open_store(self) -> None:
@@ -249,7 +263,9 @@ class _Checker:
         segments = data.read_segments(self.add, f"{place}.segments", dataset.get("segments"), self.store)
         handler = self._handler(place)
         codes = self._universes(segments)
-        self._fields(handler, codes, f"{place}.handler")
+        data.check_market_states(self.add, self.warn, self.built, self.store)
+        if handler is not None and codes:
+            data.check_fields(self.add, self.warn, f"{place}.handler", handler, self.store, codes)
         if isinstance(dataset.get("handler"), dict):
             data.check_handler_dates(self.add, f"{place}.handler.kwargs", dataset["handler"].get("kwargs") or {}, segments)
         for node in self.nodes:
@@ -274,12 +290,12 @@ class _Checker:
         return self._build(Node(node.where, node.entry, node.default_module, node.role, kwargs), self.classes[node.where])
 
     def _universes(self, segments: dict) -> list[str]:
-        """Check every universe that is named; answers the codes of the handler's."""
+        """Check every universe that is named (market states, which clip, are checked apart); answers the codes of the handler's."""
         from qlib_ext.check_data import check_universe
         codes = None
         for node in self.nodes:
             for key in ("universe", "instruments"):
-                if key in node.kwargs and node.where.startswith("task."):
+                if key in node.kwargs and node.where.startswith("task.") and not hasattr(self.built.get(node.where), "clip"):
                     check_universe(self.add, f"{node.where}.kwargs.{key}", node.kwargs[key], self.store, segments)
             if node.role == "handler":
                 name = node.kwargs.get("instruments")
@@ -291,13 +307,6 @@ class _Checker:
         if codes is None:
             codes = sorted(folder.name for folder in (self.store.path / "features").iterdir())
         return codes
-
-    def _fields(self, handler, codes: list[str], where: str) -> None:
-        from qlib_ext.check_data import field_names
-        missing = self.store.missing_fields(field_names(handler), codes) if handler is not None and codes else []
-        for name in missing:
-            have = self.store.fields(codes[0])
-            self.add(where, f"no instrument has field ${name}{did_you_mean(name, have)}", f"the store has {', '.join(have)}")
 
     def _embargo(self, handler, dataset: dict, segments: dict, place: str) -> None:
         from qlib_ext import check_task as task
@@ -363,9 +372,9 @@ def main(arguments: list[str] | None = None) -> int:
         if _is_base(path):
             print(f"{path}: only a base for workflows (no model, no records), not checked")
             continue
-        faults = check_workflow(path)
-        for fault in faults:
-            print(fault)
+        faults, warnings = examine_workflow(path)
+        for line in [*faults, *(f"warning: {one}" for one in warnings)]:
+            print(line)
         status |= bool(faults)
         print(f"{path}: {f'{len(faults)} fault' + 's' * (len(faults) != 1) if faults else 'OK'}")
     return int(status)

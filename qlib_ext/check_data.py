@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from qlib_ext.data.handler import absent_fields
+from qlib_ext.data.loader import MarketStateLoader
 from qlib_ext.data.segments import FITTED, SPARE_DAYS
 from qlib_ext.signatures import did_you_mean
 
@@ -34,9 +35,10 @@ class StoreView:
 
     def spans(self, universe: str) -> pd.DataFrame:
         """Members of a universe: columns code, start, end."""
-        table = pd.read_csv(self.path / "instruments" / f"{universe.lower()}.txt", sep="\t", header=None, usecols=[0, 1, 2],
-                            dtype=str,
-                            names=["code", "start", "end"], keep_default_na=False)
+        columns, file = ["code", "start", "end"], self.path / "instruments" / f"{universe.lower()}.txt"
+        if not file.stat().st_size:  # Qlib leaves empty files where it was asked for a universe that is not there
+            return pd.DataFrame({"code": np.array([], str), "start": pd.to_datetime([]), "end": pd.to_datetime([])})
+        table = pd.read_csv(file, sep="\t", header=None, usecols=[0, 1, 2], dtype=str, names=columns, keep_default_na=False)
         for column in ("start", "end"):
             table[column] = pd.to_datetime(table[column])
         return table
@@ -76,11 +78,36 @@ def as_day(value) -> np.datetime64:
     return stamp.to_datetime64().astype("datetime64[D]")
 
 
-def field_names(handler) -> set[str]:
-    """Names of the store's fields in all expressions of a handler built on Qlib's loader."""
-    fields = getattr(getattr(handler, "data_loader", None), "fields", None)
-    groups = list(fields.values()) if isinstance(fields, dict) else [fields] if fields else []
-    return {name for expressions, _ in groups for e in expressions for name in re.findall(r"(?<!\$)\$(\w+)", str(e))}
+def check_fields(add, warn, where: str, handler, store: StoreView, codes: list[str]) -> None:
+    """Fields of the handler's expressions that no instrument has: refused or warned of, as our handlers do before they load."""
+    groups = getattr(getattr(handler, "data_loader", None), "fields", None)
+    groups = groups if isinstance(groups, dict) else {}
+    refused, empty = absent_fields(groups, lambda names: store.missing_fields(names, codes), getattr(handler, "needs", ()))
+    have = store.fields(codes[0])
+    for name, columns in refused.items():
+        reason = "" if columns else ", without which nobody can say whether prices are adjusted"
+        add(where, f"no instrument has field ${name}{did_you_mean(name, have)}{reason}", f"the store has {', '.join(have)}")
+    for name, columns in empty.items():
+        warn(where, f"no instrument has field ${name}: {', '.join(columns)} would be NaN on every row, a constant after Fillna",
+             f"the store has {', '.join(have)}")
+
+
+def check_market_states(add, warn, built: dict, store: StoreView) -> None:
+    """The indices of every computed market state have bars, and amounts or volumes; `built`: what could be made, by its place."""
+    for where, loader in built.items():
+        if not isinstance(loader, MarketStateLoader) or loader.path is not None:
+            continue
+        place = f"{where}.kwargs.instruments"
+        absent = [code for code in loader.instruments if not store.has_bars(code)]
+        if absent:
+            add(place, f"no bars of {absent} in the store",
+                "name indices the store has (21 columns each, the model's width follows), or ingest the bars")
+        for code in [code for code in loader.instruments if code not in absent and not store.has_field(code, "amount")]:
+            if store.has_field(code, "volume"):
+                warn(place, f"index {code} has no $amount in the store", "$volume stands in for it")
+            else:
+                add(place, f"index {code} has neither $amount nor $volume in the store",
+                    "name another index, or ingest its volume")
 
 
 def check_universe(add, where: str, universe, store: StoreView, segments: dict) -> None:
@@ -100,6 +127,9 @@ def check_universe(add, where: str, universe, store: StoreView, segments: dict) 
             f"use one of {store.universes}, or ingest its members")
         return
     spans = store.spans(universe)
+    if not len(spans):
+        add(where, f"universe {universe!r} has no members in the store", "ingest its members, or use another universe")
+        return
     for name, (start, end) in segments.items():
         if not ((spans["start"] <= pd.Timestamp(end)) & (spans["end"] >= pd.Timestamp(start))).any():
             add(where, f"universe {universe!r} has no member in segment {name!r}", "choose other dates or another universe")

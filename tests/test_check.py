@@ -15,7 +15,7 @@ from qlib_ext.models.master import _PUBLISHED as PUBLISHED
 from qlib_ext.signatures import keywords
 
 DAYS = pd.bdate_range("2018-01-01", "2024-12-31")
-FIELDS = ("open", "high", "low", "close", "vwap", "volume", "factor", "change")
+FIELDS = ("open", "high", "low", "close", "vwap", "volume", "amount", "factor", "change")
 
 
 @pytest.fixture(scope="session")

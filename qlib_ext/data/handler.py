@@ -1,19 +1,100 @@
 """Qlib's feature handlers with a smaller memory: change ``module_path`` and nothing else.
 
-With ``drop_raw: true`` Qlib loses the raw labels, so that `SignalRecord` stores no label and no metric can be made; these subclasses
-keep that one column. And where the learn processors touch labels only (`fields_group: label`), the learning table shares the
+With ``drop_raw: true`` Qlib loses the raw labels, so that `SignalRecord` stores no label and no metric can be made; these
+subclasses keep that one column. And where the learn processors touch labels only (`fields_group: label`), the learning table shares the
 features of the inference table: it is put together when somebody asks for it, not held as a second copy.
+
+Before anything is loaded they hold their expressions against the store, where Qlib would go on with columns of NaN that `Fillna`
+turns into 0. Refused: no $factor (nobody can say whether prices are adjusted), no price or no volume, a field that a label or
+every feature needs, a name that the schema does not know, a universe without members. Warned of by name: features that need any
+other field ($vwap: Alpha158's VWAP0), and a store without $change (Qlib's exchange then knows no price limits).
 """
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+from typing import Callable, Iterable
+
 import pandas as pd
+from qlib.config import C
 from qlib.contrib.data import handler as qlib_handler
 from qlib.data.dataset.handler import DataHandlerLP
+from qlib.log import get_module_logger
+
+from qlib_ext.data.universe import universe_spans
+from qlib_ext.errors import DataError
+from qlib_ext.store.schema import FIELDS, PRICES
+
+logger = get_module_logger("qlib_ext.handler")
+NEEDED = {*PRICES, "volume", "factor"}
+NO_CHANGE = "no instrument has $change: Qlib's exchange would let every order pass the price limits"
+
+
+def field_names(expressions: Iterable) -> set[str]:
+    """Names of the store's fields in some expressions."""
+    return {name.lower() for expression in expressions for name in re.findall(r"(?<!\$)\$(\w+)", str(expression))}
+
+
+def absent_fields(groups: dict, lacks: Callable[[set], Iterable[str]], needs: Iterable[str] = ()) -> tuple[dict, dict]:
+    """What expressions need and no instrument has.
+
+    Args:
+        groups: name -> (expressions, column names), as `QlibDataLoader.fields`.
+        lacks: those of a set of fields that no instrument has.
+        needs: fields to ask for besides.
+
+    Returns:
+        two mappings of field -> columns that need it: those to refuse, and those whose columns would be NaN on every row.
+    """
+    pairs = [(group, str(name), field_names([one])) for group, (ones, names) in groups.items() for one, name in zip(ones, names)]
+    absent = set(lacks({name for _, _, names in pairs for name in names} | set(needs)))
+    users = {field: [column for _, column, names in pairs if field in names] for field in sorted(absent)}
+    labels = {name for group, _, names in pairs for name in names if group == "label"}
+    features = [names for group, _, names in pairs if group != "label"]
+    void = bool(features) and all(names & absent for names in features)
+    known = {*FIELDS, "vwap"} | {name for name in absent if name.endswith("_weight")}
+    refused = {field for field in absent if void or field in NEEDED | labels or field not in known}
+    return ({field: users[field] for field in users if field in refused},
+            {field: users[field] for field in users if field not in refused})
 
 
 class LeanHandler:
     """Mixin for a `DataHandlerLP`; `label_frame(key)` gives the raw or the learning labels without the features."""
+
+    needs = ("factor",)
+
+    def setup_data(self, *arguments, **options) -> None:
+        """Qlib's `setup_data`, after a look at the store.
+
+        Raises:
+            ConfigError: the store has no universe of the name of `instruments`.
+            DataError: the universe has no members, or no instrument has a field that is needed; see the module's text.
+        """
+        self.check_store()
+        super().setup_data(*arguments, **options)
+
+    def check_store(self) -> None:
+        """Hold universe and expressions against the store's files; raises and warns as `setup_data`, loads nothing."""
+        loader = self.data_loader
+        groups = getattr(loader, "fields", None)
+        features = Path(C.dpm.get_data_uri("day")) / "features" if C.registered else None
+        if not isinstance(groups, dict) or getattr(loader, "freq", None) != "day" or features is None or not features.is_dir():
+            return
+        codes = _codes(self.instruments) or [folder.name for folder in features.iterdir()]
+
+        def lacks(names):
+            return [name for name in names if not any((features / code.lower() / f"{name}.day.bin").is_file() for code in codes)]
+
+        refused, empty = absent_fields(groups, lacks, self.needs)
+        if refused:
+            raise DataError("no instrument of the store has " + "; ".join(
+                f"${name} ({_needed_by(name, columns)})" for name, columns in refused.items())
+                + ": ingest a store with it, or write the files; `python -m qlib_ext.store doctor` says what the store has")
+        for name, columns in empty.items():
+            logger.warning(f"no instrument has ${name}: {', '.join(columns)} will be NaN on every row, a constant after Fillna")
+        if lacks({"change"}):
+            logger.warning(NO_CHANGE)
 
     def process_data(self, with_fit: bool = False) -> None:
         """Qlib's `process_data`; see the module's text for what differs."""
@@ -74,6 +155,23 @@ class LeanHandler:
             labels = self.label_frame(data_key)
             return self._fetch_data(labels, selector=selector, level=level, col_set=col_set, **kwargs).copy()
         return super().fetch(selector, level=level, col_set=col_set, data_key=data_key, **kwargs)
+
+
+def _codes(instruments) -> list[str]:
+    """Codes of the handler's instruments; empty where they are not told."""
+    market = instruments.get("market") if isinstance(instruments, dict) else instruments
+    if isinstance(market, str):
+        codes = sorted(universe_spans(market))
+        if not codes:
+            raise DataError(f"universe {market!r} has no members in the store: ingest them, or choose another universe")
+        return codes
+    return [str(code) for code in market] if isinstance(market, (list, tuple)) else []
+
+
+def _needed_by(name: str, columns: list[str]) -> str:
+    if not columns:
+        return "without it nobody can say whether prices are adjusted"
+    return "needed by " + ", ".join(columns[:5]) + (f" and {len(columns) - 5} others" if len(columns) > 5 else "")
 
 
 class Alpha158(LeanHandler, qlib_handler.Alpha158):

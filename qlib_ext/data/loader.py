@@ -136,7 +136,7 @@ class MarketStateLoader:
         return pd.DataFrame(np.concatenate(blocks, axis=1), index=calendar, columns=names)
 
     def check(self) -> None:
-        """What can be said before anything is loaded: the file is there, or every index has a close in the store.
+        """What can be said before anything is loaded: the file is there, or every index has a close, and an amount or a volume.
 
         Raises:
             DataError: it is not; the message names the indices the store has.
@@ -147,15 +147,22 @@ class MarketStateLoader:
             return
         universes = list_universes()  # fails with a sentence when Qlib is not initialised
         features = Path(C.dpm.get_data_uri("day")) / "features"
-        missing = [code for code in self.instruments if not (features / code.lower() / "close.day.bin").exists()]
-        if not missing:
-            return
-        if "index" in universes:
-            known = sorted(universe_spans("index"))
-        else:
-            known = sorted(entry.name.upper() for entry in features.glob("s*") if _INDEX_CODE.match(entry.name.upper()))
-        raise DataError(f"market state: the store has no bars of {missing}; its indices are {known}. "
-                        "Name some of these in `instruments` or ingest the bars of the missing ones")
+
+        def lacking(*fields):
+            return [code for code in self.instruments
+                    if not any((features / code.lower() / f"{name}.day.bin").exists() for name in fields)]
+
+        missing, silent = lacking("close"), lacking("amount", "volume")
+        if missing:
+            if "index" in universes:
+                known = sorted(universe_spans("index"))
+            else:
+                known = sorted(entry.name.upper() for entry in features.glob("s*") if _INDEX_CODE.match(entry.name.upper()))
+            raise DataError(f"market state: the store has no bars of {missing}; its indices are {known}. Name some of these in "
+                            "`instruments` (21 columns each, the model's width follows) or ingest the bars of the missing ones")
+        if silent:
+            raise DataError(f"market state: {silent} have neither $amount nor $volume in the store: name other indices in "
+                            "`instruments`, or ingest their volume")
 
     def _ready_table(self) -> pd.DataFrame:
         """The file as a table of days x numeric columns."""
