@@ -2,6 +2,7 @@
 
 import ctypes
 import errno
+import importlib.util
 import json
 import os
 import shutil
@@ -261,3 +262,36 @@ def test_nothing_is_computed_before_the_goal_is_checked(tables, small_store, mon
     monkeypatch.setattr(ingest_module, "read_tables", lambda *arguments: pytest.fail("read the tables first"))
     with pytest.raises(DataError, match="there is a store"):
         ingest(tables, small_store)
+
+
+# ---- kills --------------------------------------------------------------------------------------------------------------------
+@pytest.mark.slow
+def test_kills_leave_the_old_store_or_the_new_one(tmp_path):
+    command = [sys.executable, ROOT / "scripts" / "kill_store.py", "--times", "4", "--stocks", "30", "--place", tmp_path]
+    done = subprocess.run(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert done.returncode == 0 and "mixtures 0" in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("part", ["features/sz000001", "features/sz000001/close.day.bin", "calendars", "instruments/csi300.txt",
+                                  "tables", "tables/bars.parquet", "qlib_ext_store.json"])  # fmt: skip
+def test_the_kill_script_would_notice_a_mixture(tables, small_store, tmp_path, part):
+    specification = importlib.util.spec_from_file_location("kill_store", ROOT / "scripts" / "kill_store.py")
+    script = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(script)
+    last = tables["bars"]["date"].max()
+    for name in ("bars", "index_bars"):
+        tables[name] = tables[name][tables[name]["date"] < last]
+    tables["bars"]["close"] *= 1.001
+    tables["membership"].loc[2, "end"] = last
+    other = ingest(tables, tmp_path / "other", index_names=("csi300", "csi500"))
+    known = {script.hash_of(small_store): "old store", script.hash_of(other): "new store"}
+    mixed = shutil.copytree(small_store, tmp_path / "mixed")
+    assert script.state_of(mixed, known) == "old store" and script.state_of(other, known) == "new store"
+    if (mixed / part).is_dir():
+        shutil.rmtree(mixed / part)
+        shutil.copytree(other / part, mixed / part)
+    else:
+        shutil.copy(other / part, mixed / part)
+    assert script.state_of(mixed, known).startswith("MIXTURE")
+    shutil.rmtree(mixed / "features")
+    assert script.state_of(mixed, known).startswith("MIXTURE")
