@@ -50,6 +50,7 @@ def examine_workflow(path: str | Path, store: str | Path | None = None) -> tuple
 
     `store`: check against this store, as `QLIB_DATA` and as `provider_uri`, whatever the file names.
     """
+    from qlib_ext.check_data import no_loading
     with mock.patch.dict(os.environ, {} if store is None else {"QLIB_DATA": str(store)}):
         try:
             config = load_workflow(path)
@@ -58,7 +59,7 @@ def examine_workflow(path: str | Path, store: str | Path | None = None) -> tuple
             return [Fault("file", text, advice or "correct the file")], []
         if store is not None and isinstance(config.get("qlib_init"), dict):
             config["qlib_init"]["provider_uri"] = str(store)
-        with _search_path(config, path), quiet(), _no_loading():
+        with _search_path(config, path), quiet(), no_loading():
             checker = _Checker(config, Path(path))
             return checker.run(), checker.warnings
 
@@ -290,7 +291,7 @@ class _Checker:
         return self._build(Node(node.where, node.entry, node.default_module, node.role, kwargs), self.classes[node.where])
 
     def _universes(self, segments: dict) -> list[str]:
-        """Check every universe that is named (market states, which clip, are checked apart); answers the codes of the handler's."""
+        """Check every universe that is named (market states, which clip, apart); answers the codes of the handler's."""
         from qlib_ext.check_data import check_universe
         codes = None
         for node in self.nodes:
@@ -345,15 +346,6 @@ def _search_path(config: dict, path):
         yield
     finally:
         sys.path[:] = before
-
-
-@contextmanager
-def _no_loading():
-    """Handlers are built without their data."""
-    from qlib.data.dataset.handler import DataHandler, DataHandlerLP
-    with mock.patch.object(DataHandler, "setup_data", lambda self, *a, **k: None), \
-            mock.patch.object(DataHandlerLP, "setup_data", lambda self, *a, **k: None):
-        yield
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pandas as pd
+from qlib.data.dataset.handler import DataHandler, DataHandlerLP
 
-from qlib_ext.data.handler import absent_fields
+from qlib_ext.data.handler import LeanHandler, absent_fields
 from qlib_ext.data.loader import MarketStateLoader
 from qlib_ext.data.segments import FITTED, SPARE_DAYS
 from qlib_ext.signatures import did_you_mean
 
 SLACK = np.timedelta64(10, "D")
 """Dates may lie this far outside the store's calendar: the longest closure of the exchanges is shorter."""
+
+
+@contextmanager
+def no_loading():
+    """Handlers are built without their data."""
+    with ExitStack() as patches:
+        for handler in (DataHandler, DataHandlerLP, LeanHandler):
+            patches.enter_context(mock.patch.object(handler, "setup_data", lambda self, *a, **k: None))
+        yield
 
 
 class StoreView:

@@ -1,4 +1,4 @@
-"""Command line of the store: `python -m qlib_ext.store ingest --tables DIR --out STORE`."""
+"""Command line of the store: `python -m qlib_ext.store ingest | doctor | schema`."""
 
 import argparse
 import logging
@@ -6,36 +6,75 @@ import signal
 import sys
 from typing import List, Optional
 
-from qlib_ext.errors import ExtError
-from qlib_ext.store.schema import INDEX_NAMES, VWAP_MODES
+from qlib_ext.errors import ConfigError, ExtError
+from qlib_ext.store.schema import INDEX_NAMES, VWAP_MODES, schema_page
 
 
 def main(arguments: Optional[List[str]] = None) -> int:
-    """Run the command line; 0 when done, 1 after a named error (its sentence goes to standard error)."""
-    parser = argparse.ArgumentParser(prog="python -m qlib_ext.store", description="Make a Qlib store.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("ingest", help="turn a folder of tables (Parquet or CSV) into a Qlib store")
-    command.add_argument("--tables", required=True, help="folder holding bars, index_bars, membership and optional tables")
-    command.add_argument("--out", required=True, help="folder of the store to make")
-    command.add_argument("--vwap", default=VWAP_MODES[0], choices=VWAP_MODES,
-                         help="typical: (high + low + close) / 3; amount: amount / volume (default: %(default)s)")
-    command.add_argument("--overwrite", action="store_true", help="replace a store that is there already")
-    command.add_argument("--indices", nargs="+", default=list(INDEX_NAMES), metavar="NAME",
-                         help="indices of table membership to store (default: %(default)s)")
-    options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
-    signal.signal(signal.SIGTERM, _terminated)  # so that the half-built folder is removed
-    from qlib_ext.store.ingest import ingest  # imports Qlib: only once the arguments are right
+    """Run the command line; 0 when done, 1 after a named error (its sentence goes to standard error).
 
+    `doctor` gives 0 with warnings too, and 1 when a workflow named with --for cannot run on the store or the folder is none.
+    """
+    options = _parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
     try:
-        out = ingest(options.tables, options.out, vwap=options.vwap, overwrite=options.overwrite, index_names=options.indices)
+        return {"ingest": _ingest, "doctor": _doctor, "schema": _schema}[options.command](options)
     except ExtError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; no store was written", file=sys.stderr)
+        print("interrupted; nothing was written", file=sys.stderr)
         return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m qlib_ext.store", description="Make, extend and examine Qlib stores.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("ingest", help="turn a folder of tables (Parquet or CSV) into a Qlib store, or add days to one")
+    command.add_argument("--tables", required=True, help="folder holding bars, index_bars, membership and optional tables")
+    command.add_argument("--out", required=True, help="folder of the store to make, or to append to")
+    command.add_argument("--append", action="store_true", help="the tables hold new days for the store at --out")
+    command.add_argument("--columns", metavar="MAP.yaml", help="names of tables and columns in the files where they are not ours")
+    command.add_argument("--vwap", choices=VWAP_MODES,
+                         help="typical: (high + low + close) / 3 (the default); amount: amount / volume")
+    command.add_argument("--overwrite", action="store_true", help="replace a store that is there already")
+    command.add_argument("--indices", nargs="+", metavar="NAME",
+                         help=f"indices of table membership to store (default: {' '.join(INDEX_NAMES)})")
+    command = commands.add_parser("doctor", help="say what is in a Qlib folder, what lacks and what cannot be right")
+    command.add_argument("store", help="folder of a Qlib store, made by this package or elsewhere")
+    command.add_argument("--for", dest="workflows", nargs="+", default=[], metavar="WORKFLOW.yaml",
+                         help="also say whether these workflows can run on the store (exit status 1 if one cannot)")
+    command.add_argument("--json", action="store_true", help="print the report as JSON")
+    commands.add_parser("schema", help="print the tables and fields of a store as Markdown")
+    return parser
+
+
+def _ingest(options: argparse.Namespace) -> int:
+    given = {"vwap": options.vwap, "index_names": options.indices, "overwrite": options.overwrite}
+    given = {name: value for name, value in given.items() if value}
+    if options.append and given:
+        flags = ", ".join({"index_names": "--indices"}.get(name, f"--{name}") for name in given)
+        raise ConfigError(f"--append takes no {flags}: a store is extended as it was made; leave it out, or ingest again")
+    signal.signal(signal.SIGTERM, _terminated)  # so that the half-built folder is removed
+    if options.append:
+        from qlib_ext.store.append import append  # imports what computes fields: only once the arguments are right
+        out = append(options.tables, options.out, columns=options.columns)
+    else:
+        from qlib_ext.store.ingest import ingest
+        out = ingest(options.tables, options.out, columns=options.columns, **given)
     print(out)
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from qlib_ext.store.doctor import examine
+    report = examine(options.store, options.workflows, progress=True)
+    print(report.json() if options.json else report.text())
+    return 0 if report.can_run else 1
+
+
+def _schema(options: argparse.Namespace) -> int:
+    print(schema_page(), end="")
     return 0
 
 
