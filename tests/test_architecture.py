@@ -15,7 +15,8 @@ FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path i
 
 # The first layer with a pattern that fits holds the module.
 PURE = ["errors", "signatures", "market_rules", "factors.*", "data.transform", "training.loss", "models.layers", "risk.style",
-        "risk.regression", "risk.covariance", "risk.snapshot", "report.metrics", "portfolio.optimizer", "portfolio.engine"]
+        "risk.regression", "risk.covariance", "risk.snapshot", "report.metrics", "report.market_facts",
+        "portfolio.optimizer", "portfolio.engine"]
 ADAPTERS = ["data.dataset", "data.processor", "data.handler", "data.loader", "data.segments", "data.leaks", "data.universe",
             "models.base", "risk.model", "portfolio.strategy", "portfolio.rotation", "portfolio.exchange",
             "report.plots", "report.records", "report.tearsheet", "report.compare", "report.runs", "store.*",
