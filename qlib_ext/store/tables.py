@@ -2,14 +2,15 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Dict, List, Mapping, Optional, Union
+from typing import Callable, Dict, List, Mapping, Optional, Sequence, Union
 
 import numpy as np
 import pandas as pd
 import pyarrow.parquet
 
 from qlib_ext.errors import DataError
-from qlib_ext.store.schema import TABLES, TableSpec
+from qlib_ext.store.mapping import Mapped, read_mapping
+from qlib_ext.store.schema import TABLES
 
 TableSource = Union[str, Path, Mapping[str, pd.DataFrame]]
 _EXTENSIONS = (".parquet", ".csv")
@@ -19,7 +20,8 @@ _EXTENSIONS = (".parquet", ".csv")
 class Table:
     """One table as arrays: `codes [c]` sorted unique instrument codes, `code [r]` the row's position in them (-1: missing),
     `dates` name -> datetime64[D] [r], `numbers` name -> float64 [r] (NaN: unknown), `texts` name -> object [r].
-    `broken` lists faults met while converting (see `qlib_ext.store.checks`)."""
+    `unit` is what a column mapping declares (index weights only). `broken` lists faults met while converting (see
+    `qlib_ext.store.checks`)."""
 
     name: str
     codes: np.ndarray
@@ -27,6 +29,7 @@ class Table:
     dates: Dict[str, np.ndarray]
     numbers: Dict[str, np.ndarray]
     texts: Dict[str, np.ndarray]
+    unit: Optional[str] = None
     broken: List[str] = field(default_factory=list)
 
     def __len__(self) -> int:
@@ -39,7 +42,22 @@ class Table:
     def take(self, rows: np.ndarray) -> "Table":
         """The table restricted to (or reordered by) `rows`."""
         pick = lambda columns: {name: values[rows] for name, values in columns.items()}  # noqa: E731
-        return Table(self.name, self.codes, self.code[rows], pick(self.dates), pick(self.numbers), pick(self.texts))
+        return Table(self.name, self.codes, self.code[rows], pick(self.dates), pick(self.numbers), pick(self.texts), self.unit)
+
+    def sorted(self) -> "Table":
+        """The table in its one order of rows: by instrument, dates, then texts."""
+        texts = [pd.factorize(values, sort=True)[0] for values in self.texts.values()]
+        keys = [self.code, *(days.astype(np.int64) for days in self.dates.values()), *texts]
+        return self.take(np.lexsort(keys[::-1]))
+
+    def frame(self) -> pd.DataFrame:
+        """The table in its one order of rows, with the column names of the schema; read back, it gives an equal table."""
+        table = self.sorted()
+        columns = {"instrument": np.append(table.codes, None)[table.code]}
+        columns.update({name: days.astype("datetime64[ms]") for name, days in table.dates.items()})
+        columns.update(table.texts)
+        columns.update(table.numbers)
+        return pd.DataFrame(columns)
 
     def with_codes(self, codes: np.ndarray) -> np.ndarray:
         """Position of each row's instrument in another sorted array of codes; -1 where it is not in it. [r]"""
@@ -49,18 +67,23 @@ class Table:
         return mapped[self.code]
 
 
-def read_tables(source: TableSource) -> Dict[str, Table]:
+def read_tables(source: TableSource, columns: Union[str, Path, Mapping, None] = None,
+                required: Optional[Sequence[str]] = None) -> Dict[str, Table]:  # fmt: skip
     """Read every table of `qlib_ext.store.schema.TABLES` that is there.
 
-    `source` is a folder holding `<table>.parquet` or `<table>.csv`, or a mapping of DataFrames by table name.
+    `source` is a folder holding `<table>.parquet` or `<table>.csv`, or a mapping of DataFrames by table name; `columns` says how
+    another vendor names files and columns (see `qlib_ext.store.mapping`). `required` names the tables that must be there, default
+    those of the schema and those of the mapping.
 
     Raises
     ------
+    ConfigError
+        The column mapping is wrong.
     DataError
         Folder or required table missing, a table without rows, a column missing, a table given twice; all named at once.
     """
     faults: List[str] = []
-    frames: Dict[str, pd.DataFrame] = {}
+    mapping = read_mapping(columns)
     if isinstance(source, Mapping):
         unknown = sorted(set(source) - set(TABLES))
         if unknown:
@@ -70,75 +93,109 @@ def read_tables(source: TableSource) -> Dict[str, Table]:
         folder = Path(source).expanduser()
         if not folder.is_dir():
             raise DataError(f"table folder {folder} does not exist; give a folder holding bars.parquet (or .csv) and the others")
-        pieces = {name: path for name in TABLES if (path := _find_file(folder, name, faults)) is not None}
+        pieces = {name: path for name in TABLES if (path := _find_file(folder, name, mapping.get(name), faults)) is not None}
+    opened: Dict[str, Callable[[], pd.DataFrame]] = {}
     for name, spec in TABLES.items():
-        if name not in pieces:
-            if spec.required:
-                faults.append(f"table {name} is missing; it needs the columns {list(spec.required_columns)}")
-            continue
-        frame = _read_frame(name, pieces[name], spec, faults)
-        if frame is not None:
-            frames[name] = frame
+        mapped = mapping.get(name, Mapped(name))
+        if name in pieces:
+            opened[name] = _open(name, pieces[name], mapped, faults)
+        elif (spec.required if required is None else name in required) and not mapped.file:
+            faults.append(f"table {name} is missing; it needs the columns {list(spec.required_columns)}")
+        elif name in mapping and not mapped.file and required is None:
+            faults.append(f"table {name} of the column mapping is missing; give it, or leave it out of the mapping")
     if faults:
         raise DataError("the tables cannot be ingested:\n  " + "\n  ".join(faults))
-    tables = {}
-    for name in list(frames):
-        tables[name] = _to_table(name, frames.pop(name), TABLES[name])
-    return tables
+    return {name: _to_table(name, read(), mapping.get(name, Mapped(name))) for name, read in opened.items()}
 
 
-def _find_file(folder: Path, name: str, faults: List[str]) -> Optional[Path]:
+def _find_file(folder: Path, name: str, mapped: Optional[Mapped], faults: List[str]) -> Optional[Path]:
+    if mapped is not None and mapped.file:
+        if (folder / mapped.file).is_file() and Path(mapped.file).suffix in _EXTENSIONS:
+            return folder / mapped.file
+        faults.append(f"table {name}: the column mapping names the file {mapped.file}, which is not in {folder} or is neither "
+                      ".csv nor .parquet; correct the name")
+        return None
     found = [folder / (name + extension) for extension in _EXTENSIONS if (folder / (name + extension)).is_file()]
     if len(found) > 1:
         faults.append(f"table {name} is there twice, as {found[0].name} and {found[1].name}; keep one of them")
     return found[0] if found else None
 
 
-def _read_frame(name: str, piece, spec: TableSpec, faults: List[str]) -> Optional[pd.DataFrame]:
-    """The wanted columns of one table, or None after noting why it cannot be used."""
+def _open(name: str, piece, mapped: Mapped, faults: List[str]) -> Optional[Callable[[], pd.DataFrame]]:
+    """A function that reads the wanted columns of one table, or None after noting why it cannot be used."""
+    spec = TABLES[name]
     try:
-        available, read = _open(piece)
-        missing = [column for column in spec.required_columns if column not in available]
-        frame = None if missing else read([column for column in spec.columns if column in available])
+        available, empty = _columns(piece)
     except Exception as error:  # a broken file can fail in many ways; the reader's own words say how
         faults.append(f"table {name} cannot be read ({type(error).__name__}: {error}); write it again")
         return None
+    wanted = {column: mapped.vendor(column) for column in spec.columns if column not in mapped.constants}
+    faults += mapped.absent(available)
+    missing = [column for column in spec.required_columns
+               if column in wanted and column not in mapped.columns and column not in available]
     if missing:
         faults.append(f"table {name} lacks the columns {missing}; it has {available}")
-        return None
-    if len(frame) == 0:
+    elif empty:
         faults.append(f"table {name} has no rows; give its rows" + ("" if spec.required else ", or leave the table out"))
-        return None
-    return frame
+    present = {column: vendor for column, vendor in wanted.items() if vendor in available}
+    return lambda: _read(name, piece, present, mapped)
 
 
-def _open(piece: Union[pd.DataFrame, Path]):
-    """Column names of a table, and a function that reads some of them."""
+def _columns(piece: Union[pd.DataFrame, Path]):
+    """Column names of a table, and whether it has no rows."""
     if isinstance(piece, pd.DataFrame):
-        return list(piece.columns), lambda columns: piece[columns]
+        return list(piece.columns), len(piece) == 0
     if piece.suffix == ".parquet":
-        return pyarrow.parquet.read_schema(piece).names, lambda columns: pd.read_parquet(piece, columns=columns)
-    texts = {name: str for name in ("instrument", "index", "l1_code", "l1_name", "method", "date", "start", "end", "month")}
-    return list(pd.read_csv(piece, nrows=0).columns), lambda columns: pd.read_csv(piece, usecols=columns, dtype=texts)
+        about = pyarrow.parquet.ParquetFile(piece)
+        return about.schema_arrow.names, about.metadata.num_rows == 0
+    first = pd.read_csv(piece, nrows=1)
+    return list(first.columns), len(first) == 0
 
 
-def _to_table(name: str, frame: pd.DataFrame, spec: TableSpec) -> Table:
-    broken: List[str] = []
-    codes, code = _factorize(frame["instrument"])
-    table = Table(name, codes, code, {}, {}, {}, broken)
-    for column in spec.dates:
+def _read(name: str, piece, present: Dict[str, str], mapped: Mapped) -> pd.DataFrame:
+    """Columns of a table under the names of the schema: `present` our name -> its name there."""
+    wanted = list(dict.fromkeys(present.values()))
+    try:
+        if isinstance(piece, pd.DataFrame):
+            frame = piece[wanted]
+        elif piece.suffix == ".parquet":
+            frame = pd.read_parquet(piece, columns=wanted)
+        else:
+            spec = TABLES[name]
+            plain = {vendor: str for column, vendor in present.items() if column not in spec.numbers + spec.optional_numbers}
+            frame = pd.read_csv(piece, usecols=wanted, dtype=plain, float_precision="round_trip")
+    except Exception as error:
+        raise DataError(f"table {name} cannot be read ({type(error).__name__}: {error}); write it again") from error
+    frame = pd.DataFrame({column: frame[vendor] for column, vendor in present.items()})
+    return frame.assign(**mapped.constants)
+
+
+def _to_table(name: str, frame: pd.DataFrame, mapped: Mapped) -> Table:
+    spec, broken = TABLES[name], []
+    codes, code = _factorize(mapped.to_codes(frame["instrument"]))
+    table = Table(name, codes, code, {}, {}, {}, mapped.unit, broken)
+    for column in filter(frame.__contains__, spec.dates + spec.optional_dates):
         table.dates[column] = _to_days(name, column, frame[column], broken)
-    for column in spec.numbers + spec.optional_numbers:
-        if column in frame:
-            numbers = pd.to_numeric(frame[column], errors="coerce")
-            bad = int((numbers.isna() & frame[column].notna()).sum()) if numbers.dtype != frame[column].dtype else 0
-            if bad:
-                broken.append(f"table {name}: {bad} rows hold text that is no number in column {column}; correct them")
-            table.numbers[column] = numbers.to_numpy(dtype=np.float64, na_value=np.nan)
-    for column in spec.texts + spec.optional_texts:
-        if column in frame:
-            table.texts[column] = frame[column].astype(object).where(frame[column].notna(), None).to_numpy(dtype=object)
+        unreadable = int((np.isnat(table.dates[column]) & frame[column].notna()).sum()) if column in spec.optional_dates else 0
+        if unreadable:
+            broken.append(f"table {name}: {unreadable} rows hold no readable date in column {column}; write it as YYYY-MM-DD")
+    for column in filter(frame.__contains__, spec.numbers + spec.optional_numbers):
+        numbers = pd.to_numeric(frame[column], errors="coerce")
+        bad = int((numbers.isna() & frame[column].notna()).sum()) if numbers.dtype != frame[column].dtype else 0
+        if bad:
+            broken.append(f"table {name}: {bad} rows hold text that is no number in column {column}; correct them")
+        table.numbers[column] = numbers.to_numpy(dtype=np.float64, na_value=np.nan) * mapped.scale.get(column, 1.0)
+    for column in filter(frame.__contains__, spec.texts + spec.optional_texts):
+        table.texts[column] = _to_texts(mapped.to_texts(column, frame[column]))
     return table
+
+
+def _to_texts(column: pd.Series) -> np.ndarray:
+    """Texts as str, None where missing; whole numbers without a decimal point. object [r]"""
+    if pd.api.types.is_float_dtype(column) and (column.dropna() % 1 == 0).all():
+        column = column.astype("Int64")
+    text = column.astype(object).map(str, na_action="ignore")
+    return text.where(column.notna(), None).to_numpy(dtype=object)
 
 
 def _factorize(column: pd.Series):
@@ -155,11 +212,10 @@ def _factorize(column: pd.Series):
 
 
 def _to_days(table: str, name: str, column: pd.Series, broken: List[str]) -> np.ndarray:
-    if pd.api.types.is_integer_dtype(column):
-        column = column.astype(str)
+    """Days, NaT where missing or unreadable; times of day are noted in `broken`. datetime64[D] [r]"""
     if not pd.api.types.is_datetime64_any_dtype(column):
-        text = column.astype(str)
-        compact = text.str.fullmatch(r"\d{8}").all()
+        text = pd.Series(_to_texts(column), index=column.index)
+        compact = text.dropna().astype(str).str.fullmatch(r"\d{8}").all()
         column = pd.to_datetime(text, format="%Y%m%d" if compact else None, errors="coerce")
     column = column.dt.tz_localize(None)
     days = column.to_numpy().astype("datetime64[D]")

@@ -52,8 +52,8 @@ def test_suspended_days_are_nan_and_states_are_carried(small_store):
         assert read_field(small_store, code, name).notna().all()
     assert read_field(small_store, code, "factor")[days[20]] == np.float32(4.8)
     cap = read_field(small_store, code, "float_cap")
-    assert cap[days[13]] == pytest.approx(rows["close"][days[11]] * 800, rel=1e-6)
-    assert cap[days[21]] == pytest.approx(rows["close"][days[19]] * 800, rel=1e-6)
+    assert cap[days[13]] == pytest.approx(rows["close"][days[11]] * 800e3, rel=1e-6)
+    assert cap[days[21]] == pytest.approx(rows["close"][days[19]] * 800e3, rel=1e-6)
     assert read_field(small_store, code, "csi300_weight")[days[20]] > 0
 
 
@@ -67,12 +67,40 @@ def test_status_and_unknown(small_store):
 
 def test_float_shares_count_from_the_day_after_and_bfill_is_unknown(small_store):
     first = read_field(small_store, "SH600000", "float_shares")
-    assert (first[:"2020-01-31"] == 1000).all() and (first["2020-02-03":] == 1100).all()
+    assert (first[:"2020-01-31"] == 1000e3).all() and (first["2020-02-03":] == 1100e3).all()
     late = read_field(small_store, "SZ300001", "float_shares")
-    assert late[:"2020-01-15"].isna().all() and (late["2020-01-16":] == 800).all()
+    assert late[:"2020-01-15"].isna().all() and (late["2020-01-16":] == 800e3).all()
     assert read_field(small_store, "SH688001", "float_shares").isna().all()
     raw = rows_of("SH600000")["close"]
-    same(read_field(small_store, "SH600000", "float_cap"), raw * np.where(raw.index <= "2020-01-31", 1000, 1100))
+    same(read_field(small_store, "SH600000", "float_cap"), raw * np.where(raw.index <= "2020-01-31", 1000e3, 1100e3))
+
+
+def test_total_shares_and_cap(small_store):
+    total = read_field(small_store, "SH600000", "total_shares")
+    assert total.iloc[0] == 1500e3 and (total == 1500e3).all()
+    raw = rows_of("SH600000")["close"]
+    same(read_field(small_store, "SH600000", "total_cap"), raw * 1500e3)
+    for field in ("total_shares", "total_cap"):
+        assert read_field(small_store, "SZ300001", field).isna().all() and read_field(small_store, "SH688001", field).isna().all()
+
+
+def test_dividends_lie_on_their_ex_dates(tables, tmp_path):
+    days = rows_of("SH600000").index
+    weekend = pd.Timestamp("2020-02-01")
+    more = [("SH688001", days[3], 0.5, 0.0), ("SH600000", weekend, 0.3, 0.0), ("SZ999999", days[3], 0.5, 0.0),
+            ("SZ300001", days[13], 0.25, 0.1), ("SZ300001", days[20], 0.0, 0.5)]  # not listed, no trading day, no bars, suspended
+    rows = pd.DataFrame(more, columns=["instrument", "ex_date", "cash", "bonus"])
+    tables["dividends"] = pd.concat([tables["dividends"], rows], ignore_index=True)
+    store = ingest(tables, tmp_path / "store", index_names=("csi300",))
+    for code in STOCKS:
+        given = tables["dividends"].query("instrument == @code").set_index("ex_date")
+        for field, column in (("cash_dividend", "cash"), ("bonus_shares", "bonus")):
+            stored = read_field(store, code, field)
+            expected = given[column].reindex(stored.index).fillna(0.0)
+            same(stored, expected)
+    assert read_field(store, "SZ300001", "bonus_shares")[days[[13, 15, 20]]].tolist() == [np.float32(0.1), np.float32(0.05), 0.5]
+    counts = read_metadata(store)["counts"]
+    assert counts["ex_dates"] == 5 and counts["ex_dates_left_out"] == 3
 
 
 def test_industry_is_point_in_time(small_store):
@@ -121,7 +149,8 @@ def test_instruments_files(small_store):
     read = lambda name: (small_store / "instruments" / f"{name}.txt").read_text().splitlines()  # noqa: E731
     days = rows_of("SH600000").index.strftime("%Y-%m-%d")
     assert read("all") == [f"{code}\t{days[10 if code == 'SH688001' else 0]}\t{days[-1]}" for code in STOCKS]
-    assert [line.split("\t")[0] for line in read("index")] == ["SH000300", "SH000852"]
+    indices = ["CSI300PR", "CSI300TR", "CSI500PR", "CSI500TR", "SH000300", "SH000852"]
+    assert [line.split("\t")[0] for line in read("index")] == indices
     assert read("csi300")[:2] == ["SH600000\t2019-01-01\t2020-12-31", f"SZ000001\t2019-01-01\t{days[29]}"]
     assert read("csi300")[2:] == [f"SZ300001\t{days[18]}\t2020-12-31"]
     assert read("csi500")[1:] == [f"SZ000001\t{days[5]}\t{days[8]}", f"SZ000001\t{days[30]}\t2020-12-31"]
@@ -129,8 +158,44 @@ def test_instruments_files(small_store):
     assert counts["spans_without_bars"] == 1 and counts["codes_without_bars"] == 1
 
 
+def test_funds_and_bonds_have_bars_and_files_of_their_own(tables, tmp_path):
+    """An ETF and a bond told by their codes, and one that only table instruments tells; none of them is among all stocks."""
+    bars = tables["bars"]
+    like = bars[bars["instrument"] == "SH600000"]
+    codes = {"SH510300": "etf", "SH113050": "bond", "SH600900": "etf"}
+    tables["bars"] = pd.concat([bars, *(like.assign(instrument=code) for code in codes)], ignore_index=True)
+    told = pd.DataFrame({"instrument": ["SH600900"], "kind": "etf", "list_date": pd.Timestamp("2012-01-04")})
+    tables["instruments"] = pd.concat([tables["instruments"], told], ignore_index=True)
+    store = ingest(tables, tmp_path / "store", index_names=("csi300",))
+    read = lambda name: (store / "instruments" / f"{name}.txt").read_text().splitlines()  # noqa: E731
+    assert [line.split("\t")[0] for line in read("all")] == STOCKS
+    assert [line.split("\t")[0] for line in read("etf")] == ["SH510300", "SH600900"] and len(read("bond")) == 1
+    assert read_metadata(store)["kinds"] == {"stock": 4, "index": 4, "etf": 2, "bond": 1}
+    stock_fields = {file.name for file in (store / "features" / "sh600000").iterdir()}
+    for code in codes:
+        fields = {file.name for file in (store / "features" / code.lower()).iterdir()}
+        left_out = {"industry", "float_shares", "float_cap", "csi300_weight", "equity", "cash_dividend", "report_age"}
+        assert fields < stock_fields and not {f"{name}.day.bin" for name in left_out} & fields
+        for field in ("open", "close", "volume", "amount", "turnover", "vwap", "change", "factor", "is_st"):
+            pd.testing.assert_series_equal(read_field(store, code, field), read_field(store, "SH600000", field))
+    limit = read_field(store, "SH510300", "limit_up") / read_field(store, "SH510300", "factor")
+    thousandths = (limit * 1000).dropna().to_numpy(dtype=float)
+    assert np.abs(thousandths - thousandths.round()).max() < 0.01 and (thousandths.round() % 10 != 0).any()
+
+
+def test_stocks_stop_at_their_last_bar(tables, tmp_path):
+    days = rows_of("SH600000").index
+    bars = tables["bars"]
+    tables["bars"] = bars[(bars["instrument"] != "SZ000001") | (bars["date"] <= days[35])]
+    store = ingest(tables, tmp_path / "store", index_names=("csi300", "csi500"))
+    assert f"SZ000001\t{days[0]:%Y-%m-%d}\t{days[35]:%Y-%m-%d}" in (store / "instruments" / "all.txt").read_text()
+    for file in (store / "features" / "sz000001").iterdir():
+        assert read_field(store, "SZ000001", file.name.split(".")[0]).index[-1] == days[35]
+    assert read_field(store, "SH688001", "csi500_weight")[days[36]] == 1
+
+
 def test_touching_spans_are_merged_and_counted(tables, tmp_path):
-    extra = pd.DataFrame({"instrument": "SZ000001", "index": "csi300", "start": pd.to_datetime(["2020-01-05", "2020-12-01"]),
+    extra = pd.DataFrame({"instrument": "SZ000001", "index": "csi300", "start": pd.to_datetime(["2020-02-13", "2020-12-01"]),
                           "end": pd.to_datetime(["2020-11-30", "2020-12-31"])})  # fmt: skip
     tables["membership"] = pd.concat([tables["membership"], extra])
     store = ingest(tables, tmp_path / "store")
@@ -143,11 +208,12 @@ def test_touching_spans_are_merged_and_counted(tables, tmp_path):
 def test_metadata(small_store):
     metadata = json.loads((small_store / "qlib_ext_store.json").read_text())
     files = {path.name.split(".")[0] for path in (small_store / "features" / "sz000001").iterdir()}
-    assert files == set(metadata["fields"]) and metadata["generated"] is False and metadata["format"] == 1
+    assert files == set(metadata["fields"]) and metadata["generated"] is False and metadata["format"] == 2
     assert metadata["fields"]["amount"]["unit"] == "CNY" and metadata["fields"]["close"]["adjusted"] is True
     assert metadata["spans"]["calendar"] == ["2019-12-19", "2020-03-04", 55]
     assert metadata["counts"]["float_shares_look_ahead_rows_left_out"] == 2
     assert metadata["counts"]["float_shares_monthly_codes_without_bars"] == 1
+    assert metadata["kinds"] == {"stock": 4, "index": 6}
     assert check_store(small_store) == small_store
 
 

@@ -28,7 +28,7 @@ def tables_with_news() -> dict:
 def corrupt(tables: dict) -> dict:
     """Change everything dated after the cut, in every table."""
     dated = {"bars": "date", "index_bars": "date", "index_weights": "date", "float_shares_monthly": "month"}
-    scaled = ("open", "high", "low", "close", "volume", "amount", "turnover", "factor", "float_shares")
+    scaled = ("open", "high", "low", "close", "volume", "amount", "turnover", "factor", "float_shares", "total_shares")
     for name, column in dated.items():
         table = tables[name]
         numbers = [number for number in scaled if number in table]
