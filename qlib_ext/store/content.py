@@ -1,51 +1,96 @@
 """Everything a store holds, computed from the tables and not yet written."""
 
-from typing import Dict, Optional, Sequence
+import logging
+from dataclasses import replace
+from typing import Dict, Optional, Sequence, Tuple
 
 import numpy as np
 from tqdm import tqdm
 
 import qlib_ext
 from qlib_ext.errors import DataError
+from qlib_ext.market_rules import kind_of
 from qlib_ext.store import fields as build
 from qlib_ext.store.checks import malformed_rows
+from qlib_ext.store.fundamentals import fundamental_fields
 from qlib_ext.store.grid import Grid
+from qlib_ext.store.indices import Derived, against_bars, index_level, member_returns
+from qlib_ext.store.limits import limit_fields
 from qlib_ext.store.metadata import FORMAT
-from qlib_ext.store.schema import describe_fields
+from qlib_ext.store.schema import INDEX_CODES, KINDS, describe_fields
 from qlib_ext.store.tables import Table
 from qlib_ext.store.weights import index_weights, membership_spans
 from qlib_ext.store.writer import StoreWriter
 
+logger = logging.getLogger("qlib_ext.store")
+
 
 class Content:
-    """Calendar, instruments, fields and metadata of a store."""
+    """Calendar, instruments, fields and metadata of a store.
+
+    `grid` and `fields` are those of stocks, `other_grid` and `other_fields` those of ETFs, bonds and indices in table bars (None
+    without any), which have the fields of bars only; `index_grid` and `index_fields` those of index bars, `derived` code -> the
+    indices made of members.
+    """
 
     def __init__(self, data: Dict[str, Table], vwap: str, index_names: Sequence[str]):
-        self.vwap = vwap
+        self.vwap, self.data = vwap, data
         bars, index_bars = data["bars"], data["index_bars"]
         self.calendar = np.unique(np.concatenate([bars.dates["date"], index_bars.dates["date"]]))
-        self.grid, self.index_grid = Grid(bars, self.calendar), Grid(index_bars, self.calendar)
+        self.index_grid = Grid(index_bars, self.calendar)
         self.index_fields = build.index_fields(index_bars, self.index_grid)
         if "amount" in self.index_fields and not np.isfinite(self.index_fields["amount"]).any():
             del self.index_fields["amount"]
         malformed = {name: int(malformed_rows(table).sum()) for name, table in data.items()}
-        prices = build.stock_fields(bars, self.grid, vwap)
-        self.fields = prices.fields
-        self.counts: dict = {"stock_rows": len(bars), "stocks": len(bars.codes), "index_rows": len(index_bars),
-                             "indices": len(index_bars.codes), **prices.counts,
+        kinds, unknown = instrument_kinds(bars.codes, data.get("instruments"))
+        self.kinds = dict(zip(bars.codes.tolist(), kinds.tolist()))
+        stocks = kinds == "stock"
+        if not stocks.any():
+            raise DataError("table bars holds no stock; give stocks' bars, or correct `kind` in table instruments")
+        stock_bars = with_only(bars, stocks)
+        self.grid, prices, self.fields = self._bar_fields(stock_bars)
+        self.counts: dict = {"stock_rows": len(stock_bars), "stocks": int(stocks.sum()), "index_rows": len(index_bars),
+                             "indices": len(index_bars.codes), **prices.counts, "codes_of_unknown_kind": unknown,
                              "malformed_codes_of_the_past": {name: count for name, count in malformed.items() if count}}
-        float_cap = self._float_fields(data.get("float_shares_monthly"), prices.raw_close)
+        self.other_grid, self.other_fields = None, {}
+        if not stocks.all():
+            self.other_grid, _, self.other_fields = self._bar_fields(with_only(bars, ~stocks))
+        float_cap = self._share_fields(data.get("float_shares_monthly"), prices.raw_close)
         self._industry(data.get("industry"))
-        self._indices(data, index_names, prices.close, float_cap)
+        self._reports(data.get("fundamentals"))
+        self._indices(data, index_names, prices, float_cap)
 
-    def _float_fields(self, table: Optional[Table], raw_close: np.ndarray) -> np.ndarray:
-        shares, counts = build.float_shares(table, self.grid)
-        self.counts.update(counts)
-        float_cap = shares * raw_close
-        if table is not None:
-            self.fields["float_shares"], self.fields["float_cap"] = shares.astype(np.float32), float_cap.astype(np.float32)
-            self._count_without_bars(table)
+    def _bar_fields(self, bars: Table):
+        """Grid, prices and fields of some instruments of table bars."""
+        grid = Grid(bars, self.calendar)
+        prices = build.stock_fields(bars, grid, self.vwap)
+        kinds = np.array([self.kinds[code] for code in grid.codes.tolist()])
+        limits = limit_fields(bars, grid, kinds, prices.close, prices.fields.get("is_st"), self.data.get("instruments"))
+        prices.counts.update(limits.counts)
+        return grid, prices, {**prices.fields, **limits.fields}
+
+    def _share_fields(self, table: Optional[Table], raw_close: np.ndarray) -> np.ndarray:
+        """Shares and caps; returns the float cap [c], NaN where unknown."""
+        float_cap = np.full(self.grid.size, np.nan)
+        if table is None:
+            return float_cap
+        self.counts["float_shares_rows"] = len(table)
+        for kind in ("float", "total"):
+            if f"{kind}_shares" in table.numbers:
+                shares, counts = build.shares(table, self.grid, f"{kind}_shares")
+                self.fields[f"{kind}_shares"] = shares.astype(np.float32)
+                self.fields[f"{kind}_cap"] = (shares * raw_close).astype(np.float32)
+                float_cap = shares * raw_close if kind == "float" else float_cap
+                self.counts.update(counts)
+        self._count_without_bars(table)
         return float_cap
+
+    def _reports(self, table: Optional[Table]) -> None:
+        if table is not None:
+            fields, counts = fundamental_fields(table, self.grid)
+            self.fields.update(fields)
+            self.counts.update(counts)
+            self._count_without_bars(table)
 
     def _industry(self, table: Optional[Table]) -> None:
         self.industry_codes: Dict[str, dict] = {}
@@ -58,7 +103,7 @@ class Content:
     def _count_without_bars(self, table: Table) -> None:
         self.counts[f"{table.name}_codes_without_bars"] = int((~np.isin(table.codes, self.grid.codes)).sum())
 
-    def _indices(self, data: Dict[str, Table], index_names, close: np.ndarray, float_cap: np.ndarray) -> None:
+    def _indices(self, data: Dict[str, Table], index_names, prices: build.StockFields, float_cap: np.ndarray) -> None:
         table = data["membership"]
         membership = membership_spans(table, self.grid.codes, index_names)
         if not membership.spans:
@@ -71,31 +116,76 @@ class Content:
         self.counts["indices_without_members"] = [name for name in index_names if name not in membership.spans]
         others = ~np.isin(table.texts["index"].astype(str), list(index_names))
         self.counts["membership_rows_of_other_indices"] = int(others.sum())
-        self.weights = {}
+        self.weights: Dict[str, dict] = {}
+        returns = self._returns(data.get("dividends"), prices)
+        self.derived: Dict[str, Derived] = {}
+        self.about_derived: Dict[str, dict] = {}
         if "index_weights" in data:
             others = ~np.isin(data["index_weights"].texts["index"].astype(str), list(index_names))
             self.counts["index_weights_rows_of_other_indices"] = int(others.sum())
         for name, spans in membership.spans.items():
-            weights = index_weights(name, spans, data.get("index_weights"), self.grid, close, float_cap)
+            weights = index_weights(name, spans, data.get("index_weights"), self.grid, prices.close, float_cap)
             self.fields[f"{name}_weight"] = weights.cells.astype(np.float32)
             self.weights[name] = weights.about
+            for version, values in returns.items():
+                self._derive(name, version, index_level(self.grid, weights.cells, values))
+
+    def _returns(self, table: Optional[Table], prices: build.StockFields) -> Dict[str, np.ndarray]:
+        """Daily returns of members [c] by version of an index: TR, and PR where dividends are known; lays the dividends."""
+        dividends = None
+        if table is None:
+            logger.warning("no table dividends: total-return versions of the indices only (TR), no price versions (PR)")
+        else:
+            dividends = build.dividends(table, self.grid)
+            self.fields["cash_dividend"] = dividends.cash.astype(np.float32)
+            self.fields["bonus_shares"] = dividends.bonus.astype(np.float32)
+            self.counts.update(dividends.counts)
+        return member_returns(self.grid, prices.close, prices.raw_close, prices.traded, dividends)
+
+    def _derive(self, name: str, version: str, derived: Optional[Derived]) -> None:
+        """Keep one derived index and what it is beside the official bars."""
+        if derived is None:
+            return
+        code = f"{name.upper()}{version}"
+        place = np.flatnonzero(self.index_grid.codes == INDEX_CODES.get(name))
+        days = np.arange(derived.start, derived.start + len(derived.level))
+        closes = self.index_grid.to_days(self.index_fields["close"], place, days[0], days[-1])[:, 0] if len(place) else None
+        self.derived[code] = derived
+        self.about_derived[code] = about = against_bars(name, derived, self.calendar[days], closes)
+        if "against" in about:
+            logger.info("%s against %s, %s..%s: %+.2f points a year, daily differences of %.3f points", code, about["against"],
+                        *about["compared"][:2], 100 * about["annual_difference"], 100 * about["tracking_difference"])  # fmt: skip
+
+    def instruments(self) -> Dict[str, dict]:
+        """Instruments files: name -> code -> list of (start, end inclusive)."""
+        files: Dict[str, dict] = {"all": {}, "index": {}}
+        kinds = {**self.kinds, **dict.fromkeys(self.index_grid.codes.tolist(), "index")}
+        for grid in filter(None, (self.grid, self.other_grid, self.index_grid)):
+            ends = grid.start + grid.length - 1
+            for code, start, end in zip(grid.codes.tolist(), self.calendar[grid.start], self.calendar[ends]):
+                kind = kinds[code]
+                files.setdefault("all" if kind == "stock" else kind, {})[code] = [(start, end)]
+        for code, derived in self.derived.items():
+            files["index"][code] = [(self.calendar[derived.start], self.calendar[derived.start + len(derived.level) - 1])]
+        return {**files, **self.spans}
 
     def write(self, writer: StoreWriter) -> None:
         """Write calendar, instruments and features."""
         writer.calendar(self.calendar)
-        for name, grid in (("all", self.grid), ("index", self.index_grid)):
-            ends = grid.start + grid.length - 1
-            days = zip(grid.codes, self.calendar[grid.start], self.calendar[ends])
-            writer.instruments(name, {str(code): [(start, end)] for code, start, end in days})
-        for name, spans in self.spans.items():
+        files = self.instruments()
+        for name, spans in files.items():
             writer.instruments(name, spans)
-        total = len(self.grid.codes) + len(self.index_grid.codes)
-        with tqdm(total=total, desc="writing", unit=" instruments", mininterval=1) as bar:
-            for grid, fields in ((self.grid, self.fields), (self.index_grid, self.index_fields)):
+        grids = [(self.grid, self.fields), (self.index_grid, self.index_fields)]
+        if self.other_grid is not None:
+            grids.append((self.other_grid, self.other_fields))
+        with tqdm(total=sum(len(grid.codes) for grid, _ in grids), desc="writing", unit=" instruments", mininterval=1) as bar:
+            for grid, fields in grids:
                 for code, start, offset, length in zip(grid.codes, grid.start, grid.offset, grid.length):
                     cells = slice(offset, offset + length)
                     writer.features(str(code), int(start), {name: values[cells] for name, values in fields.items()})
                     bar.update()
+        for code, derived in self.derived.items():
+            writer.features(code, derived.start, derived.fields())
 
     def settings(self) -> dict:
         """What gives the stored numbers their meaning; enters the fingerprint."""
@@ -119,7 +209,28 @@ class Content:
                 "stocks": [str(self.calendar[first]), str(self.calendar[last])],
                 "index": [str(self.calendar[index_first]), str(self.calendar[index_last])],
             },
+            "kinds": self._kind_counts(),
             "weights": self.weights,
+            "indices": self.about_derived,
             "industry_codes": self.industry_codes,
             "counts": self.counts,
         }
+
+    def _kind_counts(self) -> Dict[str, int]:
+        kinds = list(self.kinds.values()) + ["index"] * (len(self.index_grid.codes) + len(self.derived))
+        return {kind: kinds.count(kind) for kind in KINDS if kind in kinds}
+
+
+def instrument_kinds(codes: np.ndarray, instruments: Optional[Table]) -> Tuple[np.ndarray, int]:
+    """Kind of each code by table `instruments`, else by how it is written; what neither tells counts as a stock, and how many."""
+    kinds = kind_of(codes)
+    if instruments is not None:
+        place = instruments.with_codes(codes)
+        kinds[place[place >= 0]] = instruments.texts["kind"][place >= 0].astype(str)
+    return np.where(kinds == "", "stock", kinds), int((kinds == "").sum())
+
+
+def with_only(table: Table, wanted: np.ndarray) -> Table:
+    """The rows of some codes of a table, `wanted [c]`; the others are no codes of it any more."""
+    part = table.take(np.flatnonzero(wanted[table.code]))
+    return replace(part, codes=table.codes[wanted], code=(np.cumsum(wanted) - 1)[part.code])

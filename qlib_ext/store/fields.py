@@ -13,16 +13,18 @@ FIRST_OTHER_INDUSTRY = 10_000_000  # float32 holds integers exactly up to 16,777
 
 
 class StockFields(NamedTuple):
-    """`fields` name -> float32 [c]; `close` adjusted and `raw_close` unadjusted, float64 [c], carried through suspensions."""
+    """`fields` name -> float32 [c]; `close` adjusted and `raw_close` unadjusted, float64 [c], carried through suspensions;
+    `traded` bool [c]."""
 
     fields: Dict[str, np.ndarray]
     close: np.ndarray
     raw_close: np.ndarray
+    traded: np.ndarray
     counts: Dict[str, int]
 
 
 def stock_fields(table: Table, grid: Grid, vwap: str) -> StockFields:
-    """Price, volume and status fields of stocks.
+    """Price, volume and status fields of stocks (ETFs, bonds).
 
     Prices x factor, volume / factor; on suspended days (volume 0, or no row inside the stock's span) prices, vwap, volume,
     amount, change and turnover are NaN, factor and is_st are the row's own or carried on.
@@ -53,7 +55,7 @@ def stock_fields(table: Table, grid: Grid, vwap: str) -> StockFields:
         status = np.where(numbers["is_st"] < 0, np.nan, numbers["is_st"])
         fields["is_st"] = _carry_rows(grid, status).astype(np.float32)
         counts["is_st_unknown_cells"] = int(np.count_nonzero(np.isnan(fields["is_st"])))
-    return StockFields(fields, grid.carry(close), grid.carry(raw["close"]), counts)
+    return StockFields(fields, grid.carry(close), grid.carry(raw["close"]), traded, counts)
 
 
 def index_fields(table: Table, grid: Grid) -> Dict[str, np.ndarray]:
@@ -70,24 +72,47 @@ def index_fields(table: Table, grid: Grid) -> Dict[str, np.ndarray]:
     return {name: values.astype(np.float32) for name, values in fields.items()}
 
 
-def float_shares(table: Optional[Table], grid: Grid) -> Tuple[np.ndarray, Dict[str, int]]:
-    """Float shares as known on each day, float64 [c].
+def shares(table: Table, grid: Grid, name: str) -> Tuple[np.ndarray, Dict[str, int]]:
+    """`float_shares` or `total_shares` as known on each day, float64 [c].
 
     A value dated d counts from the first trading day after d until the next value counts. Rows whose method looks ahead
-    (`snapshot_bfill`) are left out: NaN before the first other value.
+    (`snapshot_bfill`) are left out: NaN before the first other value. Rows without the number say nothing.
     """
-    if table is None:
-        return np.full(grid.size, np.nan), {}
-    counts = {"float_shares_rows": len(table)}
+    counts = {}
     if "method" in table.texts:
         ahead = np.isin(table.texts["method"].astype(str), LOOK_AHEAD_METHODS)
-        counts["float_shares_look_ahead_rows_left_out"] = int(ahead.sum())
+        counts[f"{name}_look_ahead_rows_left_out"] = int(ahead.sum())
         table = table.take(np.flatnonzero(~ahead))
+    table = table.take(np.flatnonzero(~np.isnan(table.numbers[name])))
     table = table.take(np.lexsort((table.dates["month"], table.code)))
     position = np.searchsorted(grid.calendar, table.dates["month"], side="right")
-    cells = grid.from_events(table.with_codes(grid.codes), position, table.numbers["float_shares"])
-    counts["float_shares_unknown_cells"] = int(np.count_nonzero(np.isnan(cells)))
+    cells = grid.from_events(table.with_codes(grid.codes), position, table.numbers[name])
+    counts[f"{name}_unknown_cells"] = int(np.count_nonzero(np.isnan(cells)))
     return cells, counts
+
+
+class Dividends(NamedTuple):
+    """`cash` CNY per share and `bonus` new shares per share on ex-dates, 0 elsewhere; `ex_date` marks them. [c]"""
+
+    cash: np.ndarray
+    bonus: np.ndarray
+    ex_date: np.ndarray
+    counts: Dict[str, int]
+
+
+def dividends(table: Table, grid: Grid) -> Dividends:
+    """Distributions on their ex-dates, suspended or not; an ex-date on which the stock has no cell is left out and counted."""
+    stock, ex_date = table.with_codes(grid.codes), table.dates["ex_date"]
+    position = np.searchsorted(grid.calendar, ex_date)
+    trading = np.append(grid.calendar, np.datetime64("NaT"))[position] == ex_date
+    inside = trading & (stock >= 0) & (position >= grid.start[stock]) & (position < (grid.start + grid.length)[stock])
+    cell = (grid.offset - grid.start)[stock[inside]] + position[inside]
+    laid = {name: np.zeros(grid.size) for name in ("cash", "bonus")}
+    for name, cells in laid.items():
+        np.add.at(cells, cell, np.nan_to_num(table.numbers[name][inside]))
+    marks = np.zeros(grid.size, dtype=bool)
+    marks[cell] = True
+    return Dividends(**laid, ex_date=marks, counts={"ex_dates": int(inside.sum()), "ex_dates_left_out": int((~inside).sum())})
 
 
 def industry(table: Table, grid: Grid) -> Tuple[np.ndarray, Dict[str, dict], Dict[str, int]]:

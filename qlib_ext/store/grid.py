@@ -46,19 +46,23 @@ class Grid:
         known = source >= self.offset[self.stock]
         return np.where(known, cells[source], np.nan)
 
-    def from_events(self, stock: np.ndarray, position: np.ndarray, value: np.ndarray) -> np.ndarray:
-        """Cells [c] holding, from its position on, the value of each event [e] until the instrument's next event.
+    def latest_event(self, stock: np.ndarray, position: np.ndarray) -> np.ndarray:
+        """Number of the event [e] that each cell [c] last saw, -1 before its instrument's first one.
 
-        Events must come in time order within an instrument (of several at one place the last counts); `stock` -1 is left out;
-        an event before the instrument's first day counts from that day. `value` NaN ends what was known. NaN: no event yet.
+        An event counts from its calendar position on, until the instrument's next event. Events must come in time order within an
+        instrument (of several at one place the last counts); `stock` -1 is left out; an event before the instrument's first day
+        counts from that day.
         """
         position = np.maximum(position, self.start[stock])
-        inside = (stock >= 0) & (position < (self.start + self.length)[stock])
-        stock, position, value = stock[inside], position[inside], value[inside]
+        kept = np.flatnonzero((stock >= 0) & (position < (self.start + self.length)[stock]))
         latest = np.full(self.size, -1, dtype=np.int64)
-        np.maximum.at(latest, self.offset[stock] + position - self.start[stock], np.arange(len(stock)))
+        np.maximum.at(latest, self.offset[stock[kept]] + position[kept] - self.start[stock[kept]], kept)
         event = self.carry(np.where(latest < 0, np.nan, latest))
-        return np.append(value, np.nan)[np.where(np.isnan(event), len(value), event).astype(np.int64)]
+        return np.where(np.isnan(event), -1, event).astype(np.int64)
+
+    def from_events(self, stock: np.ndarray, position: np.ndarray, value: np.ndarray) -> np.ndarray:
+        """Cells [c] holding the value of their `latest_event`; NaN before it. A value NaN ends what was known."""
+        return np.append(value, np.nan)[self.latest_event(stock, position)]
 
     def to_days(self, cells: np.ndarray, stocks: np.ndarray, first: int, last: int) -> np.ndarray:
         """Cells of some instruments as [t, n] over the calendar days first..last; NaN outside an instrument's span."""

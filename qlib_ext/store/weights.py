@@ -1,5 +1,6 @@
 """Index membership and index weights per day."""
 
+import math
 from typing import Dict, List, NamedTuple, Optional, Tuple
 
 import numpy as np
@@ -83,13 +84,14 @@ def index_weights(
     member = _members(spans, stocks, grid, first, last)
     price = grid.to_days(close, stocks, first, last)
     cap = grid.to_days(float_cap, stocks, first, last)
-    weight, about = _official(index_name, official, stocks, grid, price, first)
-    weight[~member] = np.nan
+    given = _official(index_name, official, stocks, grid, price, first)
+    weight, about = np.where(member, given.weight, np.nan), given.about
     cap[~member] = np.nan
     from_official, has_cap = np.isfinite(weight), np.isfinite(cap)
-    weight = np.where(from_official, weight, np.where(member, _estimate(weight, cap), np.nan))
-    total = np.nansum(weight, axis=1, keepdims=True)
-    weight = weight / np.where(total > 0, total, np.nan)
+    weight = _normalised(np.where(from_official, weight, np.where(member, _estimate(weight, cap), np.nan)))
+    if given.dates:
+        by_cap = _normalised(np.where(member, _estimate(np.full(cap.shape, np.nan), cap), np.nan))
+        about["derived_vs_official"] = _compare(given.dates, by_cap, price)
     source = np.select([~member.any(axis=1), from_official.any(axis=1), has_cap.any(axis=1)], [0, 1, 2], 3)
     about.update(
         unit="fraction",
@@ -101,6 +103,12 @@ def index_weights(
         member_days_float_cap_unknown=int((member & ~from_official & ~has_cap).sum()),
     )
     return IndexWeights(grid.from_days(weight, stocks, first, member & np.isfinite(weight)), about)
+
+
+def _normalised(weight: np.ndarray) -> np.ndarray:
+    """Rows divided by their sums, which are exact: stocks that join later leave earlier rows bit by bit as they are. [t, n]"""
+    total = np.array([math.fsum(row[np.isfinite(row)].tolist()) for row in weight])[:, None]
+    return weight / np.where(total > 0, total, np.nan)
 
 
 def _estimate(weight: np.ndarray, cap: np.ndarray) -> np.ndarray:
@@ -124,39 +132,73 @@ def _members(spans, stocks, grid: Grid, first: int, last: int) -> np.ndarray:
     return member
 
 
-def _official(index_name: str, official: Optional[Table], stocks, grid: Grid, price: np.ndarray, first: int):
-    """Official weights drifted to every day they count for, not normalised. [t, n]"""
+class _Official(NamedTuple):
+    """Official weights: `weight [t, n]` drifted to every day they count for, not normalised; `dates` (place of the last trading
+    day up to a date, weights of that date [n], NaN if not in it) of those inside the days; `about` for the metadata."""
+
+    weight: np.ndarray
+    dates: List[Tuple[int, np.ndarray]]
+    about: dict
+
+
+def _official(index_name: str, official: Optional[Table], stocks, grid: Grid, price: np.ndarray, first: int) -> _Official:
     weight = np.full(price.shape, np.nan)
     rows = np.empty(0, dtype=np.int64) if official is None else np.flatnonzero(official.texts["index"] == index_name)
     if len(rows) == 0:
-        return weight, {"official_dates": 0}
-    table = official.take(rows)
+        return _Official(weight, [], {"official_dates": 0})
+    table = official.take(rows[np.lexsort((official.code[rows], official.dates["date"][rows]))])
     dates, at = np.unique(table.dates["date"], return_inverse=True)
     sums = np.bincount(at, weights=table.numbers["weight"])
-    unit = weight_unit(sums)
-    table.numbers["weight"] /= sums[at]
+    fraction = table.numbers["weight"] / sums[at]
     known = np.searchsorted(grid.calendar, dates, side="right")  # first trading day on which the date's weights are known
     begin = np.clip(known - first, 0, len(price))
     stop = np.append(begin[1:], len(price))
     column = np.full(len(grid.codes) + 1, -1, dtype=np.int64)
     column[stocks] = np.arange(len(stocks))
     place = column[table.with_codes(grid.codes)]
-    used = [k for k in range(len(dates)) if begin[k] < stop[k]]
-    for k in used:
+    used, inside = [], []
+    for k in range(len(dates)):
         mine = (at == k) & (place >= 0)
-        days = slice(begin[k], stop[k])
-        base = price[known[k] - 1 - first].copy() if known[k] > first else np.full(len(stocks), np.nan)
-        later = price[days][np.isfinite(price[days]).argmax(axis=0), np.arange(len(stocks))]
-        base = np.where(np.isfinite(base), base, later)
         given = np.full(len(stocks), np.nan)
-        given[place[mine]] = table.numbers["weight"][mine]
-        weight[days] = given * price[days] / base
-    about = {"official_unit": unit, "official_dates": len(used)}
+        given[place[mine]] = fraction[mine]
+        if known[k] > first and dates[k] <= grid.calendar[first + len(price) - 1]:
+            inside.append((known[k] - 1 - first, given))
+        if begin[k] < stop[k]:
+            used.append(str(dates[k]))
+            days = slice(begin[k], stop[k])
+            base = price[known[k] - 1 - first] if known[k] > first else np.full(len(stocks), np.nan)
+            later = price[days][np.isfinite(price[days]).argmax(axis=0), np.arange(len(stocks))]
+            weight[days] = given * price[days] / np.where(np.isfinite(base), base, later)
+    about = {"official_unit": weight_unit(sums), "official_dates": len(used)}
     if used:
-        about.update(official_first=str(dates[used[0]]), official_last=str(dates[used[-1]]))
-    without = np.unique(table.code[table.with_codes(grid.codes) < 0])
-    about["official_codes_without_bars"] = len(without)
-    return weight, about
+        about.update(official_first=used[0], official_last=used[-1])
+    about["official_codes_without_bars"] = len(np.unique(table.code[table.with_codes(grid.codes) < 0]))
+    return _Official(weight, inside, about)
+
+
+def _compare(dates: List[Tuple[int, np.ndarray]], by_cap: np.ndarray, price: np.ndarray) -> dict:
+    """Weights by float cap alone against the official ones of stocks with bars, at the closes of the official dates.
+
+    `half_sum`: half the sum of absolute differences over all members of either (mean and largest of the dates); `largest`
+    difference of one member; mean of the dates' `correlation` over the members of both, whose number is `members`.
+    """
+    found = []
+    for day, given in dates:
+        theirs = np.where(np.isfinite(price[day]), given, np.nan)
+        theirs, mine = theirs / np.nansum(theirs), by_cap[day]
+        both = np.isfinite(mine) & np.isfinite(theirs)
+        if both.any():
+            difference = np.abs(np.nan_to_num(mine) - np.nan_to_num(theirs))
+            varies = both.sum() > 1 and np.ptp(mine[both]) > 0 and np.ptp(theirs[both]) > 0
+            correlation = np.corrcoef(mine[both], theirs[both])[0, 1] if varies else np.nan
+            found.append((difference.sum() / 2, difference.max(), correlation, both.sum()))
+    if not found:
+        return {"dates": 0}
+    half, largest, correlation, members = (np.array(values, dtype=float) for values in zip(*found))
+    known = correlation[np.isfinite(correlation)]
+    return {"dates": len(found), "half_sum_mean": float(half.mean()), "half_sum_max": float(half.max()),
+            "largest": float(largest.max()), "correlation": float(known.mean()) if len(known) else None,
+            "members": [int(members.min()), int(members.max())]}
 
 
 def _median(values: np.ndarray) -> np.ndarray:

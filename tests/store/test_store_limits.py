@@ -1,0 +1,109 @@
+"""Limit prices of a store against the exchange's formula, computed row by row."""
+
+from decimal import ROUND_HALF_UP, Decimal
+
+import numpy as np
+import pandas as pd
+import pytest
+from store_market import business_days, make_tables, read_field
+
+from qlib_ext.store import read_metadata
+from qlib_ext.store.ingest import ingest
+
+
+def rounded(value: float) -> float:
+    """To the cent, half up, in decimals."""
+    return float(Decimal(str(round(value, 9))).quantize(Decimal("0.01"), ROUND_HALF_UP))
+
+
+def reference(rows: pd.DataFrame, days: pd.DatetimeIndex, fraction) -> pd.DataFrame:
+    """Limits of one stock, day by day: last traded close x its factor / the day's, rounded, x (1 +- fraction), rounded."""
+    result, last, factor = {}, None, None
+    for day in days:
+        row = rows.loc[day] if day in rows.index else None
+        factor = row["factor"] if row is not None else factor
+        if last is not None:
+            base = rounded(last[0] * last[1] / factor)
+            result[day] = [rounded(base * (1 + sign * fraction(day, row))) * factor for sign in (1, -1)]
+        if row is not None and row["volume"] > 0:
+            last = row["close"], row["factor"]
+    return pd.DataFrame.from_dict(result, orient="index", columns=["limit_up", "limit_down"]).reindex(days)
+
+
+def cents(tables: dict) -> dict:
+    """Prices in whole cents, as on an exchange."""
+    tables["bars"][["open", "high", "low", "close"]] = tables["bars"][["open", "high", "low", "close"]].round(2)
+    return tables
+
+
+def own_rows(tables: dict, code: str) -> pd.DataFrame:
+    return tables["bars"].query("instrument == @code").set_index("date")
+
+
+def assert_limits(store, code: str, expected: pd.DataFrame) -> None:
+    for name in expected:
+        stored = read_field(store, code, name)
+        np.testing.assert_allclose(stored, expected[name].reindex(stored.index), rtol=2e-7, err_msg=f"{code} {name}")
+
+
+def test_limits_by_board_special_treatment_ex_date_and_suspension(tmp_path):
+    tables = cents(make_tables())
+    days = own_rows(tables, "SH600000").index
+    store = ingest(tables, tmp_path / "store", index_names=("csi300",))
+    for code in ("SH600000", "SZ000001", "SZ300001"):  # 5 % on the ST day; SZ300001 is suspended, with rows and without
+        def fraction(day, row):
+            return 0.05 if row is not None and row["is_st"] == 1 else 0.1
+        expected = reference(own_rows(tables, code), days, fraction)
+        assert_limits(store, code, expected)
+    counts = read_metadata(store)["counts"]
+    unknown = int((tables["bars"]["is_st"] == -1).sum())
+    assert counts["limit_st_unknown_cells"] == unknown > 0
+    assert counts["limit_cells"] == 3 * (len(days) - 1) + 35 - 5
+
+
+def test_listings_have_no_limits_at_first(tmp_path):
+    """SH688001 lists on day 10 of the calendar: five days of STAR without limits, with table instruments and without."""
+    tables = cents(make_tables())
+    rows = own_rows(tables, "SH688001")
+    expected = reference(rows, rows.index, lambda day, row: 0.2)
+    expected.iloc[:5] = np.nan
+    store = ingest(tables, tmp_path / "with", index_names=("csi300",))
+    assert_limits(store, "SH688001", expected)
+    del tables["instruments"]
+    assert_limits(ingest(tables, tmp_path / "without", index_names=("csi300",)), "SH688001", expected)
+
+
+@pytest.mark.parametrize("listed, free", [("2019-12-31", 3), ("2019-12-20", 0), ("2020-01-02", 5), (None, 1)])
+def test_a_listing_before_the_bars(tmp_path, listed, free):
+    """A STAR stock with bars from the first day on: days without limits left of the five by its listing; without table
+    instruments it counts as listed long ago (the first day has no earlier close)."""
+    tables = cents(make_tables())
+    tables["bars"] = tables["bars"].replace({"instrument": {"SH600000": "SH688002"}})
+    if listed:
+        row = pd.DataFrame({"instrument": ["SH688002"], "kind": "stock", "list_date": pd.Timestamp(listed)})
+        tables["instruments"] = pd.concat([tables["instruments"], row], ignore_index=True)
+    else:
+        del tables["instruments"]
+    store = ingest(tables, tmp_path / "store", index_names=("csi300",))
+    assert np.flatnonzero(read_field(store, "SH688002", "limit_up").notna())[0] == max(free, 1)
+
+
+def test_chinext_limits_change_on_their_day(tmp_path):
+    tables = cents(make_tables())
+    old, new = business_days("2020-01-02", 45), business_days("2020-07-30", 45)
+    moved = dict(zip(old, new))
+    tables["bars"]["date"] = tables["bars"]["date"].map(moved)
+    store = ingest(tables, tmp_path / "store", index_names=("csi300",))
+    rows = own_rows(tables, "SZ300001")
+    assert_limits(store, "SZ300001", reference(rows, new, lambda day, row: 0.2 if day >= pd.Timestamp("2020-08-24") else 0.1))
+
+
+def test_given_limits_are_taken_as_they_are(tmp_path):
+    tables = cents(make_tables())
+    bars = tables["bars"]
+    bars["limit_up"], bars["limit_down"] = bars["high"] + 1, (bars["low"] - 1).where(bars.index % 7 > 0)
+    store = ingest(tables, tmp_path / "store", index_names=("csi300",))
+    for code in ("SH600000", "SZ300001"):
+        rows = own_rows(tables, code)
+        assert_limits(store, code, rows[["limit_up", "limit_down"]].mul(rows["factor"], axis=0))
+    assert "limit_cells" not in read_metadata(store)["counts"]
