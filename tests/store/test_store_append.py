@@ -234,6 +234,16 @@ def test_a_span_that_changes_the_past(refuses, grown, tables):
     refuses("SH688001 would join csi300 on 2020-01-20", {**new, "membership": other})
 
 
+def test_a_member_that_comes_back_after_days_without_rows(tables, tmp_path):
+    """Its absence is in the stored weights of the others; days of suspension are rows with volume 0."""
+    bars, tables["membership"].loc[1, "end"] = tables["bars"], DAYS[44]
+    away = (bars["instrument"] == "SZ000001") & bars["date"].between(DAYS[25], DAYS[35])
+    old, new = split({**tables, "bars": bars[~away]}, DAYS[29])
+    store = ingest(old, tmp_path / "store", index_names=NAMES)
+    with pytest.raises(DataError, match="csi300_weight of SH600000 on 2020-02-06: .* give suspended days as rows with volume 0"):
+        append(new, store)
+
+
 def test_a_store_that_cannot_be_continued(grown, tmp_path):
     store, new = grown
     older = shutil.copytree(store, tmp_path / "older")
