@@ -5,46 +5,67 @@ import pandas as pd
 import pytest
 from store_market import make_tables, read_field
 
-from qlib_ext.store import content as content_module
-from qlib_ext.store import fields, weights
+from qlib_ext.store import content, fields
 from qlib_ext.store.ingest import ingest
+from qlib_ext.store.tables import read_tables
 
 INDICES = ("csi300", "csi500")
 CUT = pd.Timestamp("2020-01-28")  # inside a month; official weights and float shares are dated just after it
 
 
+LATER = CUT + pd.Timedelta(days=1)
+# Table -> (date, whether a row of the cut's own day counts only after it, numbers).
+DATED = {
+    "bars": ("date", False, ["open", "high", "low", "close", "volume", "amount", "turnover", "factor"]),
+    "index_bars": ("date", False, ["open", "high", "low", "close", "volume"]),
+    "float_shares_monthly": ("month", True, ["float_shares", "total_shares"]),
+    "fundamentals": ("announcement", True, ["equity", "net_profit", "sales", "operating_cash_flow", "eps", "total_assets"]),
+    "dividends": ("ex_date", False, ["cash", "bonus"]),
+}
+
+
 def tables_with_news() -> dict:
-    """The small market, with news on the two business days after the cut in every table."""
+    """The small market, with news on the cut's own day or just after it in every table."""
     tables = make_tables()
     for name, column, first in (("index_weights", "date", "2020-01-01"), ("float_shares_monthly", "month", "2020-01-31")):
         dates = tables[name][column]
-        tables[name][column] = dates.where(dates < first, CUT + pd.Timedelta(days=1))
+        tables[name][column] = dates.where(dates < first, CUT)
     changed = tables["industry"]["start"] > "2019-01-01"
-    tables["industry"].loc[changed, "start"] = CUT + pd.Timedelta(days=1)
+    tables["industry"].loc[changed, "start"] = LATER
     tables["industry"].loc[changed.shift(-1, fill_value=False), "end"] = CUT
+    announced = tables["fundamentals"]["announcement"]
+    tables["fundamentals"]["announcement"] = announced.where(announced < "2020-01-14", CUT + (announced - pd.Timestamp("2020-01-14")))
+    paid = tables["dividends"]
+    tables["dividends"] = pd.concat([paid, paid.assign(ex_date=LATER)], ignore_index=True)
     return tables
 
 
 def corrupt(tables: dict) -> dict:
-    """Change everything dated after the cut, in every table."""
-    dated = {"bars": "date", "index_bars": "date", "index_weights": "date", "float_shares_monthly": "month"}
-    scaled = ("open", "high", "low", "close", "volume", "amount", "turnover", "factor", "float_shares", "total_shares")
-    for name, column in dated.items():
+    """Change everything that is known after the cut only, in every table."""
+    for name, (column, own_day, numbers) in DATED.items():
         table = tables[name]
-        numbers = [number for number in scaled if number in table]
+        after = (table[column] >= CUT) if own_day else (table[column] > CUT)
+        assert after.any()
         table[numbers] = table[numbers].astype(float)
-        table.loc[table[column] > CUT, numbers] *= 3.7
+        table.loc[after, numbers] *= 3.7
     table = tables["index_weights"]
-    after = table["date"] > CUT
+    after = table["date"] >= CUT
     table.loc[after, "weight"] = table.loc[after, "weight"].to_numpy()[::-1]
-    later = CUT + pd.Timedelta(days=1)
-    new_shares = pd.DataFrame({"month": [later + pd.Timedelta(days=1)], "instrument": "SH688001", "float_shares": 7.0})
-    new_industry = pd.DataFrame({"instrument": ["SH688001"], "start": later, "end": pd.Timestamp("2099-12-31"), "l1_code": "new"})
-    new_member = pd.DataFrame({"instrument": ["SH688001"], "index": "csi300", "start": later, "end": pd.Timestamp("2099-12-31")})
-    for name, rows in (("float_shares_monthly", new_shares), ("industry", new_industry), ("membership", new_member)):
-        tables[name] = pd.concat([tables[name], rows])
+    end = pd.Timestamp("2099-12-31")
+    restated = tables["fundamentals"].query("instrument == 'SH600000'").iloc[[5]].assign(announcement=CUT, equity=1.0, sales=2.0)
+    rows = {
+        "float_shares_monthly": {"month": LATER, "instrument": "SH688001", "float_shares": 7.0, "total_shares": 8.0},
+        "industry": {"instrument": "SH688001", "start": LATER, "end": end, "l1_code": "new"},
+        "membership": {"instrument": "SH688001", "index": "csi300", "start": LATER, "end": end},
+        "dividends": {"instrument": "SH688001", "ex_date": LATER, "cash": 1.0, "bonus": 0.5},
+        "fundamentals": restated.iloc[0].to_dict(),
+    }
+    for name, row in rows.items():
+        tables[name] = pd.concat([tables[name], pd.DataFrame([row])], ignore_index=True)
     moved = (tables["industry"]["start"] > CUT) & (tables["industry"]["l1_code"] != "new")
     tables["industry"].loc[moved, "l1_code"] = "77"
+    tables["membership"].loc[tables["membership"]["end"].between(CUT, "2020-06-30"), "end"] = CUT
+    tables["instruments"]["delist_date"] = tables["instruments"]["delist_date"].fillna(pd.Timestamp("2020-04-01"))
     return tables
 
 
@@ -59,49 +80,99 @@ def differences(one, two, until=None, after=None) -> set:
     return found
 
 
-def compare(folder) -> set:
-    """Fields in which a clean and a corrupted ingestion differ up to the cut."""
-    clean = ingest(tables_with_news(), folder / "clean", index_names=INDICES)
-    corrupted = ingest(corrupt(tables_with_news()), folder / "corrupted", index_names=INDICES)
-    seen = differences(clean, corrupted, after=CUT + pd.Timedelta(days=1))
-    assert {"close", "volume", "factor", "float_shares", "float_cap", "industry", "csi300_weight", "csi500_weight"} <= seen
-    return differences(clean, corrupted, until=CUT)
+CHANGED = {"close", "volume", "factor", "change", "vwap", "limit_up", "limit_down", "float_shares", "float_cap", "total_shares",
+           "total_cap", "industry", "csi300_weight", "csi500_weight", "cash_dividend", "bonus_shares", "equity", "net_profit_ttm",
+           "sales_ttm", "eps_y0", "sales_y1"}  # fmt: skip
 
 
 def test_the_future_changes_nothing_before_it(tmp_path):
-    assert compare(tmp_path) == set()
+    clean = ingest(tables_with_news(), tmp_path / "clean", index_names=INDICES)
+    corrupted = ingest(corrupt(tables_with_news()), tmp_path / "corrupted", index_names=INDICES)
+    after = differences(clean, corrupted, after=LATER)
+    assert differences(clean, corrupted, until=CUT) == set() and CHANGED <= after, CHANGED - after
+    codes = {file.name for file in (clean / "features").iterdir()}
+    assert {"csi300tr", "csi300pr", "csi500tr"} <= codes == {file.name for file in (corrupted / "features").iterdir()}
+    for code in ("CSI300TR", "CSI300PR"):
+        one, two = (read_field(store, code, "close") for store in (clean, corrupted))
+        assert one[:CUT].equals(two[:CUT]) and not one[LATER:].equals(two[LATER:])
 
 
-def early(function, column, place):
-    """A planted leak: the table's dates are taken as two days earlier than they are."""
+def changed_table(function, place, change):
+    """A planted leak: the function gets its table changed by `change(table)`."""
 
     def leaking(*arguments):
         arguments = list(arguments)
         if arguments[place] is not None:
-            table = arguments[place]
-            table = table.take(np.arange(len(table)))
-            table.dates[column] = table.dates[column] - np.timedelta64(2, "D")
-            arguments[place] = table
+            arguments[place] = arguments[place].take(np.arange(len(arguments[place])))
+            change(arguments[place])
         return function(*arguments)
 
     return leaking
 
 
-@pytest.mark.parametrize("leak", ["float_shares", "industry", "weights", "membership", "carry"])
-def test_planted_leaks_are_caught(tmp_path, monkeypatch, leak):
-    if leak == "float_shares":
-        monkeypatch.setattr(fields, "float_shares", early(fields.float_shares, "month", 0))
-        expected = "float_cap"
-    elif leak == "industry":
-        monkeypatch.setattr(fields, "industry", early(fields.industry, "start", 0))
-        expected = "industry"
-    elif leak == "weights":
-        monkeypatch.setattr(content_module, "index_weights", early(weights.index_weights, "date", 2))
-        expected = "csi300_weight"
-    elif leak == "membership":
-        monkeypatch.setattr(content_module, "membership_spans", early(weights.membership_spans, "start", 0))
-        expected = "csi300_weight"
-    else:
-        monkeypatch.setattr(fields, "_change", lambda close, grid: np.append(close[1:] / close[:-1] - 1, 0).astype("f4"))
-        expected = "change"
-    assert expected in compare(tmp_path)
+def early(column, days=2):
+    """The table's dates are taken as some days earlier than they are."""
+
+    def change(table):
+        table.dates[column] = table.dates[column] - np.timedelta64(days, "D")
+
+    return change
+
+
+def by_period_end(table) -> None:
+    table.dates["announcement"] = table.dates["period_end"]
+
+
+def restated_at_once(table) -> None:
+    """Every version of a report has the numbers of the last one."""
+    for row in range(len(table)):
+        same = np.flatnonzero((table.code == table.code[row]) & (table.dates["period_end"] == table.dates["period_end"][row]))
+        last = same[np.argmax(table.dates["announcement"][same])]
+        if table.dates["announcement"][row] < table.dates["announcement"][last]:
+            for values in table.numbers.values():
+                values[row] = values[last]
+
+
+def shifted(function, place, days):
+    """A planted leak: the function gets cells of some days later."""
+
+    def leaking(*arguments):
+        arguments = list(arguments)
+        arguments[place] = np.append(arguments[place][days:], arguments[place][-days:])
+        return function(*arguments)
+
+    return leaking
+
+
+LEAKS = {
+    "float_shares": (fields, "shares", lambda f: changed_table(f, 0, early("month", 1)), "float_cap"),
+    "industry": (fields, "industry", lambda f: changed_table(f, 0, early("start")), "industry"),
+    "weights": (content, "index_weights", lambda f: changed_table(f, 2, early("date", 1)), "csi300_weight"),
+    "membership": (content, "membership_spans", lambda f: changed_table(f, 0, early("start")), "csi300_weight"),
+    "change": (fields, "_change", lambda f: lambda close, grid: np.append(close[1:] / close[:-1] - 1, 0).astype("f4"), "change"),
+    "announcement day": (content, "fundamental_fields", lambda f: changed_table(f, 0, early("announcement", 1)), "equity"),
+    "period end": (content, "fundamental_fields", lambda f: changed_table(f, 0, by_period_end), "net_profit_ttm"),
+    "restated at once": (content, "fundamental_fields", lambda f: changed_table(f, 0, restated_at_once), "equity"),
+    "ex-date": (fields, "dividends", lambda f: changed_table(f, 0, early("ex_date", 1)), "cash_dividend"),
+    "limits of the close after": (content, "limit_fields", lambda f: shifted(f, 3, 2), "limit_up"),
+    "returns of the day after": (content, "index_level", lambda f: shifted(f, 2, 1), "CSI300TR"),
+}
+
+
+def computed(tables: dict) -> dict:
+    """Fields of stocks, and levels of derived indices, as computed for a store, up to the cut."""
+    found = content.Content(read_tables(tables), "typical", INDICES)
+    until = found.calendar <= np.datetime64(CUT, "D")
+    values = {name: cells[until[found.grid.day]] for name, cells in found.fields.items()}
+    values.update({code: one.level[until[one.start :]] for code, one in found.derived.items()})
+    return values
+
+
+@pytest.mark.parametrize("leak", LEAKS)
+def test_planted_leaks_are_caught(monkeypatch, leak):
+    module, name, plant, expected = LEAKS[leak]
+    clean, corrupted = computed(tables_with_news()), computed(corrupt(tables_with_news()))
+    assert all(np.array_equal(clean[field], corrupted[field], equal_nan=True) for field in clean)
+    monkeypatch.setattr(module, name, plant(getattr(module, name)))
+    clean, corrupted = computed(tables_with_news()), computed(corrupt(tables_with_news()))
+    assert not np.array_equal(clean[expected], corrupted[expected], equal_nan=True)
