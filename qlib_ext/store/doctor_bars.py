@@ -192,11 +192,12 @@ def prices(store: StoreFiles) -> Section:
 
 
 def _warn_cells(section: Section, kind: str, store: StoreFiles, wrong: np.ndarray, text: str) -> None:
-    """One warning for all wrong cells: count, years, the first few by name."""
+    """One warning for all wrong cells: count, years, the stocks by name with their first day and count."""
     stock, day = np.nonzero(wrong)
     if len(stock):
-        section.warn(kind, f"{len(stock)} {text} ({year_span(set(store.years[day].tolist()))}, {len(np.unique(stock))} stocks): "
-                     + named([f"{store.codes[i]} {store.days[k]}" for i, k in zip(stock[:6], day[:6])], 5))
+        found, first, count = np.unique(stock, return_index=True, return_counts=True)
+        section.warn(kind, f"{len(stock)} {text} ({year_span(set(store.years[day].tolist()))}, {len(found)} stocks): " + named(
+            f"{store.codes[i]} {store.days[day[k]]}" + (f" and {n - 1} more" if n > 1 else "") for i, k, n in zip(found, first, count)))
 
 
 def _stale(section: Section, store: StoreFiles, flat: np.ndarray) -> None:

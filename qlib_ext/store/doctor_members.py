@@ -12,7 +12,7 @@ from qlib_ext.store.schema import INDEX_CODES, INDEX_SIZES
 SHORT, COMPLETE = 0.95, 0.995
 INDUSTRIES = (28, 31)
 ENDED_DAYS = np.timedelta64(60, "D")
-USUAL_RATE, TOO_FEW = 0.005, 0.3
+USUAL_RATE, TOO_FEW = 0.005, 0.4
 RULE_SINCE = np.datetime64("2014-01-01")  # before, CSI's lists changed on the first trading day of January and July
 WINDOW = (-25, 40)
 WEIGHT_TOLERANCE = 1e-4
@@ -142,6 +142,11 @@ def weights(store: StoreFiles) -> Section:
     if rows:
         section.table(["index", "days sum is not 1", "days without", "% official", "% float cap", "% cap unknown",
                        "members - bars, % a year", "tracking error"], rows)
+    for code, about in store.metadata.get("indices", {}).items():
+        section.figures[code] = about
+        if "against" in about:
+            section.lines.append(f"{code}, made of the members, against {about['against']}: {100 * about['annual_difference']:+.2f} % "
+                                 f"a year, daily differences of {100 * about['tracking_difference']:.3f} %")
     section.notes.append("index bars are price indices as a rule, adjusted stock prices carry dividends: an excess return over "
                          "them is flattered by the dividends, one to two points a year (column `members - bars`)")
     return section

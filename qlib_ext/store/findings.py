@@ -1,7 +1,7 @@
 """What the parts of the doctor hand back: figures, readable lines, notes and warnings under one title."""
 
 from dataclasses import dataclass, field
-from typing import Dict, List, Sequence
+from typing import Dict, Iterable, List, Sequence
 
 import numpy as np
 
@@ -36,7 +36,7 @@ def percent(share: float) -> str:
     return str(99 if rounded == 100 and share < 0.995 else max(rounded, 1) if share > 0 else 0)
 
 
-def named(items: Sequence, most: int = 5) -> str:
+def named(items: Iterable, most: int = 5) -> str:
     """The first few of a list, and how many others there are."""
     items = [str(item) for item in items]
     return ", ".join(items[:most]) + (f" and {len(items) - most} others" if len(items) > most else "")
