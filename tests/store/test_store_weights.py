@@ -7,7 +7,9 @@ from store_market import make_tables, read_field
 
 from qlib_ext.errors import DataError
 from qlib_ext.store import read_metadata
+from qlib_ext.store.content import Content
 from qlib_ext.store.ingest import ingest
+from qlib_ext.store.tables import read_tables
 
 STOCKS = ["SH600000", "SH688001", "SZ000001", "SZ300001"]
 
@@ -108,3 +110,65 @@ def test_official_weights_with_unknown_caps(tables, tmp_path):
     day = frame.index[19]
     official = frame.loc[day, ["SH600000", "SZ000001"]]
     assert frame.loc[day, "SZ300001"] == pytest.approx(official.median(), rel=1e-6) and frame.loc[day].sum() == pytest.approx(1)
+
+
+def test_derived_weights_are_compared_with_official_ones(small_store, tables, tmp_path):
+    """At each official date inside the bars: weights of a store without official ones, against the official ones, by pandas."""
+    about = read_metadata(small_store)["weights"]
+    found = about["csi300"]["derived_vs_official"]
+    assert "derived_vs_official" not in about["csi500"]
+    official = tables.pop("index_weights")
+    store = ingest(tables, tmp_path / "store", index_names=("csi300",))
+    derived = pd.DataFrame({code: read_field(store, code, "csi300_weight").astype(float) for code in STOCKS})
+    rows = []
+    for date, given in official.groupby("date"):
+        if date < derived.index[0]:
+            continue
+        theirs = given.set_index("instrument")["weight"].reindex(STOCKS)
+        theirs /= theirs.sum()
+        mine = derived.loc[date]
+        gap = (mine.fillna(0) - theirs.fillna(0)).abs()
+        both = pd.concat([mine, theirs], axis=1).dropna()
+        rows.append((gap.sum() / 2, gap.max(), both.corr().iloc[0, 1], len(both)))
+    assert len(rows) == found["dates"] == 1
+    expected = [rows[0][0], rows[0][0], rows[0][1], rows[0][2]]
+    measured = [found[name] for name in ("half_sum_mean", "half_sum_max", "largest", "correlation")]
+    np.testing.assert_allclose(measured, expected, rtol=1e-5)
+    assert found["members"] == [rows[0][3]] * 2 and rows[0][0] > 0.01
+
+
+def test_no_difference_where_official_weights_are_those_of_float_cap(small_store, tables, tmp_path):
+    """Official weights made of float caps: the comparison is zero."""
+    date = tables["index_weights"]["date"].max()
+    tables["index_weights"] = tables["index_weights"].query("date == @date and instrument != 'SH600999'").copy()
+    cap = pd.Series({code: read_field(small_store, code, "float_cap")[date] for code in STOCKS})
+    share = cap[tables["index_weights"]["instrument"]].to_numpy(dtype=float)
+    tables["index_weights"]["weight"] = share / share.sum()
+    found = read_metadata(ingest(tables, tmp_path / "store", index_names=("csi300",)))["weights"]["csi300"]["derived_vs_official"]
+    assert found["half_sum_max"] < 1e-7 and found["correlation"] == pytest.approx(1)
+
+
+def test_stocks_that_join_later_leave_earlier_weights_bit_by_bit():
+    """200 stocks, then 137 more that list after day 20: sums of floats depend on their order unless they are exact."""
+    generator = np.random.default_rng(3)
+    days = pd.bdate_range("2020-01-02", periods=30)
+    codes = [f"SH60{place:04d}" for place in generator.permutation(337)]
+    bars = pd.DataFrame([(day, code) for code in codes for day in days], columns=["date", "instrument"])
+    price = np.exp(generator.normal(3, 1, len(codes))[:, None] + 0.02 * generator.standard_normal((len(codes), 30)).cumsum(axis=1))
+    bars = bars.assign(open=price.ravel(), high=price.ravel(), low=price.ravel(), close=price.ravel(), volume=1.0, factor=1.0)
+    index_bars = pd.DataFrame({"date": days, "instrument": "SH000300", "open": 1.0, "high": 1.0, "low": 1.0, "close": 1.0, "volume": 1.0})
+    spans = pd.DataFrame({"instrument": codes, "index": "csi300", "start": days[0], "end": days[-1]})
+    shares = pd.DataFrame({"instrument": codes, "month": pd.Timestamp("2019-12-31"), "float_shares": np.exp(generator.normal(20, 1, 337))})
+    late = bars["instrument"].isin(codes[200:])
+
+    def computed(bars: pd.DataFrame):
+        tables = {"bars": bars, "index_bars": index_bars, "membership": spans, "float_shares_monthly": shares}
+        found = Content(read_tables(tables), "typical", ("csi300",))
+        level = found.derived["CSI300TR"].level
+        cells = pd.DataFrame({"code": found.grid.codes[found.grid.stock], "day": found.grid.day,
+                              "weight": found.fields["csi300_weight"]})  # fmt: skip
+        return cells[cells["code"].isin(codes[:200])].pivot(index="day", columns="code", values="weight"), level
+
+    few, level = computed(bars[~late & (bars["date"] < days[20])])
+    many, longer = computed(bars[~late | (bars["date"] >= days[20])])
+    assert few.shape == (20, 200) and np.array_equal(few, many.iloc[:20]) and np.array_equal(level, longer[:20])
