@@ -1,9 +1,9 @@
 """Units of the bars, read off the numbers: volume in lots, amounts in thousands, prices that are adjusted already.
 
-Amount / volume is a price, and it must be the row's own: amount / volume / close is 1 but for the day's movement. A power of ten
-instead is a unit; 1 / factor is an adjusted price. Where no amount is known, volume / float shares must be the turnover. At a factor
-change, unadjusted prices jump against the factor and adjusted ones do not. Single rows may be wrong in any source, so a fault needs
-more than half of the rows of an instrument's year.
+Amount / volume is a price, and it must be the row's own: amount / volume / close is 1 but for the day's movement. A power of
+ten instead is a unit; 1 / factor is an adjusted price. Where no amount is known, volume / float shares must be the turnover. At a
+factor change, unadjusted prices jump against the factor and adjusted ones do not. Single rows may be wrong in any source, so a
+fault needs more than half of the rows of an instrument's year.
 """
 
 from typing import List, NamedTuple, Optional, Tuple
@@ -13,8 +13,8 @@ import numpy as np
 from qlib_ext.store.tables import Table
 
 MIN_ROWS = 10  # of an instrument's year
-NEAR_AMOUNT, NEAR_TURNOVER = np.log10(1.1), np.log10(1.5)  # how near a ratio must be to what it is taken for
-FACTOR_APART = np.log10(1.3)  # factors nearer to 1 tell nothing
+NEAR_AMOUNT, NEAR_TURNOVER = np.log10(1.05), np.log10(1.5)  # how near a ratio must be to what it is taken for
+FACTOR_APART = np.log10(1.15)  # factors nearer to 1 tell nothing
 FACTOR_CHANGE = 0.02  # changes of the factor that count
 DAILY_MOVE = 0.05  # spread of a stock's return on the day of a factor change, set wide
 EVIDENCE = 10.0  # log-likelihood by which "adjusted" must beat "unadjusted"
@@ -43,12 +43,15 @@ class _Rows(NamedTuple):
     group: np.ndarray
     first: np.ndarray  # first row of each group
 
+    def count(self, groups: np.ndarray) -> int:
+        """How many instruments the groups of a mask belong to."""
+        return len(np.unique(self.table.code[self.first[groups]]))
+
     def named(self, groups: np.ndarray) -> str:
-        """How many instruments the groups belong to, and the first with its year."""
-        rows = self.first[groups]
-        year = self.table.dates["date"][rows[0]].astype("datetime64[Y]")
-        count = len(np.unique(self.table.code[rows]))
-        return f"{count} of {len(np.unique(self.table.code))} instruments, first {self.table.instrument(rows[0])} in {year}"
+        """The same in words, with the first instrument and year."""
+        row = self.first[np.argmax(groups)]
+        year, total = self.table.dates["date"][row].astype("datetime64[Y]"), len(np.unique(self.table.code))
+        return f"{self.count(groups)} of {total} instruments, first {self.table.instrument(row)} in {year}"
 
     def share(self, rows: np.ndarray) -> np.ndarray:
         """How many of each group's rows fulfil a condition. [groups]"""
@@ -63,30 +66,28 @@ def check_units(bars: Table, float_shares: Optional[Table] = None) -> Tuple[List
     rows = _rows(bars)
     if rows is None:
         return [], {"amount": 0, "turnover": 0, "factor_changes": 0}
-    numbers = rows.table.numbers
-    with np.errstate(divide="ignore", invalid="ignore"):
-        amount = numbers.get("amount", np.full(len(rows.table), np.nan))
-        ratio = np.where(amount > 0, np.log10(amount / numbers["volume"] / numbers["close"]), np.nan)
-    log_factor = np.log10(numbers["factor"])
-    power = np.rint(ratio)
-    unit = (np.abs(ratio - power) < NEAR_AMOUNT) & (power != 0)
-    apart = np.abs(log_factor) > FACTOR_APART
-    known = rows.share(np.isfinite(ratio))
-    prices = apart & (np.abs(ratio + log_factor) < NEAR_AMOUNT)  # adjusted prices, volume and amount as traded
-    volumes = apart & (np.abs(ratio - log_factor) < NEAR_AMOUNT)  # volume / factor, prices as traded
-    adjusted, shrunk = (_majority(rows, these, known) for these in (prices, volumes))
-    faults = _unit_faults(rows, np.where(unit, power, 0), known, adjusted | shrunk, _BY_AMOUNT, "amount / volume / close")
-    faults += _volume_faults(rows, shrunk & ~adjusted)
+    ratio, log_factor = _amount_ratio(rows), np.log10(rows.table.numbers["factor"])
+    known, apart = rows.share(np.isfinite(ratio)), np.abs(log_factor) > FACTOR_APART
+    adjusted = _majority(rows, apart & (np.abs(ratio + log_factor) < NEAR_AMOUNT), known)  # prices adjusted, volume as traded
+    shrunk = _majority(rows, apart & (np.abs(ratio - log_factor) < NEAR_AMOUNT), known)  # volume adjusted, prices as traded
+    power = _power(ratio, NEAR_AMOUNT)
+    unit = _majority(rows, power != 0, known)
+    either = unit & (adjusted | shrunk)  # the factor is near a power of ten: they are what the others are
+    for mask in (adjusted, shrunk) if 2 * either.sum() <= unit.sum() else (unit,):
+        mask &= ~either
+    faults = _unit_faults(rows, power, unit, known, _BY_AMOUNT, "amount / volume / close")
+    if shrunk.any():
+        faults.append(f"table bars: amount / volume / close is the factor instead of 1 for {rows.named(shrunk)}: volume looks "
+                      "adjusted (divided by the factor) and prices do not; give the shares traded")  # fmt: skip
+    telling = (known >= MIN_ROWS) & (rows.share(apart) > 0)
     by_change, judged = _adjusted_at_changes(rows)
-    faults += _price_faults(rows, adjusted, known, by_change, judged)
-    by_turnover = known < MIN_ROWS
-    turnover_ratio = _turnover_ratio(rows, float_shares, by_turnover)
-    power = np.where(np.abs(turnover_ratio - np.rint(turnover_ratio)) < NEAR_TURNOVER, np.rint(turnover_ratio), 0)
-    counted = rows.share(np.isfinite(turnover_ratio))
-    none = np.zeros(len(known), dtype=bool)
-    faults += _unit_faults(rows, power, counted, none, _BY_TURNOVER, "100 x volume / float_shares / turnover")
-    judge = lambda groups: int(len(np.unique(rows.table.code[rows.first[groups]])))  # noqa: E731
-    return faults, {"amount": judge(known >= MIN_ROWS), "turnover": judge(counted >= MIN_ROWS), "factor_changes": int(judged.sum())}
+    faults += _price_faults(rows, adjusted, telling, by_change, judged)
+    ratio = _turnover_ratio(rows, float_shares, known < MIN_ROWS)
+    power, counted = _power(ratio, NEAR_TURNOVER), rows.share(np.isfinite(ratio))
+    unit = _majority(rows, power != 0, counted)
+    faults += _unit_faults(rows, power, unit, counted, _BY_TURNOVER, "100 x volume / float_shares / turnover")
+    return faults, {"amount": rows.count(known >= MIN_ROWS), "turnover": rows.count(counted >= MIN_ROWS),
+                    "factor_changes": int(judged.sum())}  # fmt: skip
 
 
 def _rows(bars: Table) -> Optional[_Rows]:
@@ -102,52 +103,55 @@ def _rows(bars: Table) -> Optional[_Rows]:
     return _Rows(table, np.cumsum(starts) - 1, np.flatnonzero(starts))
 
 
+def _amount_ratio(rows: _Rows) -> np.ndarray:
+    """log10 of amount / volume / close; NaN where the amount is unknown. [r]"""
+    numbers = rows.table.numbers
+    amount = numbers.get("amount", np.full(len(rows.table), np.nan))
+    return np.log10(np.where(amount > 0, amount, np.nan) / numbers["volume"] / numbers["close"])
+
+
+def _power(ratio: np.ndarray, near: float) -> np.ndarray:
+    """The power of ten a ratio is near; 0 where it is near none. [r]"""
+    power = np.rint(ratio)
+    return np.where(np.abs(ratio - power) < near, power, 0)
+
+
 def _majority(rows: _Rows, these: np.ndarray, known: np.ndarray) -> np.ndarray:
     """Groups with enough known rows of which more than half are `these`. bool [groups]"""
     return (known >= MIN_ROWS) & (2 * rows.share(these) > known)
 
 
-def _unit_faults(rows: _Rows, power, known, left_out, causes: dict, what: str) -> List[str]:
-    """A fault for each power of ten that most rows of some instrument's year show; `left_out` groups have another explanation."""
+def _unit_faults(rows: _Rows, power, unit, known, causes: dict, what: str) -> List[str]:
+    """A fault for each power of ten that most rows of some of the groups `unit` show."""
     faults = []
     for exponent, (cause, repair) in causes.items():
-        groups = np.flatnonzero(_majority(rows, power == exponent, known) & ~left_out)
-        if len(groups):
-            whole = len(groups) > 0.9 * np.count_nonzero(known >= MIN_ROWS)
+        groups = unit & _majority(rows, power == exponent, known)
+        if groups.any():
+            whole = groups.sum() > 0.9 * np.count_nonzero(known >= MIN_ROWS)
             step = f"write `{repair}` in the column mapping" if whole else f"correct those rows (for the whole table: `{repair}`)"
             faults.append(f"table bars: {what} is near {10.0**exponent:g} instead of 1 for {rows.named(groups)}: {cause}; {step}")
     return faults
 
 
-def _volume_faults(rows: _Rows, shrunk: np.ndarray) -> List[str]:
-    groups = np.flatnonzero(shrunk)
-    if not len(groups):
-        return []
-    return [f"table bars: amount / volume / close is the factor instead of 1 for {rows.named(groups)}: volume looks adjusted "
-            "(divided by the factor) and prices do not; give the shares traded"]  # fmt: skip
-
-
-def _price_faults(rows: _Rows, adjusted: np.ndarray, known: np.ndarray, by_change: np.ndarray, judged: np.ndarray) -> List[str]:
-    """Adjusted prices: `adjusted` by amount [groups], `by_change` at factor changes [codes], `judged` the codes with such changes."""
+def _price_faults(rows: _Rows, adjusted, telling, by_change, judged) -> List[str]:
+    """Adjusted prices, by amount (`adjusted`, of the groups that are `telling`) or at factor changes (`by_change`, of the codes
+    that are `judged`)."""
     code = rows.table.code[rows.first]
-    groups = np.flatnonzero(adjusted | by_change[code])
-    if not len(groups):
+    groups = adjusted | (by_change[code] & ~np.isin(code, code[adjusted]))
+    if not groups.any():
         return []
-    log_factor = np.abs(np.log10(rows.table.numbers["factor"])) > FACTOR_APART
-    telling = judged[code] | ((known >= MIN_ROWS) & (2 * rows.share(log_factor) > rows.share(np.ones(len(rows.group), dtype=bool))))
-    evidence = (f"{rows.named(groups)} (by amount / volume {len(np.unique(code[adjusted]))}, by closes that do not jump where the "
-                f"factor does {int(by_change.sum())})")
-    if len(groups) > 0.8 * np.count_nonzero(telling):
-        return [f"table bars: prices look adjusted already for {evidence}: give unadjusted prices, or factor 1 if there are none"]
-    return [f"table bars: mixed adjusted and raw prices: they look adjusted already for {evidence}, and raw for others; give "
-            "unadjusted prices for all"]  # fmt: skip
+    found = (f"look adjusted already for {rows.named(groups)} (by amount / volume {rows.count(adjusted)}, by closes that do not "
+             f"jump where the factor does {int(by_change.sum())})")  # fmt: skip
+    if adjusted.sum() > 0.8 * telling.sum() or by_change.sum() > 0.8 * judged.sum():
+        return [f"table bars: prices {found}: give unadjusted prices, or factor 1 if there are none"]
+    return [f"table bars: mixed adjusted and raw prices: they {found}, and raw for others; give unadjusted prices for all"]
 
 
 def _adjusted_at_changes(rows: _Rows) -> Tuple[np.ndarray, np.ndarray]:
     """Codes whose closes do not jump at their factor changes, and codes with changes that tell. bool [codes], bool [codes]
 
-    The log-return r at a change f of the log factor is taken as noise around 0 (adjusted) or around -f (unadjusted); one code needs
-    two changes that speak for "adjusted", because a single factor is often dated wrongly, unless most codes are alike.
+    The log-return r at a change f of the log factor is taken as noise around 0 (adjusted) or around -f (unadjusted); one code
+    needs two changes that speak for "adjusted", because a single factor is often dated wrongly, unless most codes are alike.
     """
     code, close, factor = rows.table.code, np.log(rows.table.numbers["close"]), np.log(rows.table.numbers["factor"])
     change, move = np.diff(factor), np.diff(close)
@@ -158,7 +162,7 @@ def _adjusted_at_changes(rows: _Rows) -> Tuple[np.ndarray, np.ndarray]:
     evidence = np.bincount(code[at], weights=for_adjusted, minlength=count)
     votes = np.bincount(code[at][for_adjusted > 0], minlength=count)
     judged, adjusted = np.abs(evidence) > EVIDENCE, evidence > EVIDENCE
-    alike = 2 * adjusted.sum() > judged.sum()
+    alike = adjusted.sum() > max(2, judged.sum() / 2)
     return adjusted & ((votes > 1) | alike), judged
 
 
@@ -172,7 +176,7 @@ def _turnover_ratio(rows: _Rows, float_shares: Optional[Table], groups: np.ndarr
     key = lambda code, days: code * 10**7 + days.astype(np.int64)  # noqa: E731
     keys = key(shares.with_codes(table.codes), shares.dates["month"])
     order = np.argsort(keys, kind="stable")
-    place = np.searchsorted(keys[order], key(table.code[wanted], table.dates["date"][wanted])) - 1  # the last month before the day
+    place = np.searchsorted(keys[order], key(table.code[wanted], table.dates["date"][wanted])) - 1  # last month before the day
     inside = (place >= 0) & (len(order) > 0)
     wanted, source = wanted[inside], order[place[inside]]
     same = shares.with_codes(table.codes)[source] == table.code[wanted]
