@@ -1,6 +1,7 @@
 """`python -m qlib_ext check`: every kind of fault is found and named, several at once, without touching anything."""
 
 import copy
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -9,7 +10,7 @@ import torch
 from ruamel.yaml import YAML
 
 from qlib_ext import check as module
-from qlib_ext.check import check_workflow
+from qlib_ext.check import check_workflow, examine_workflow
 from qlib_ext.models.master import MASTERNet
 from qlib_ext.models.master import _PUBLISHED as PUBLISHED
 from qlib_ext.signatures import keywords
@@ -368,6 +369,30 @@ def test_command_line(good, store, tmp_path, capsys):
     assert f"{base}: only a base for workflows" in capsys.readouterr().out
     assert module.main(["--store", str(store)]) == 0
     assert module.main(["--store", str(tmp_path / "none")]) == 1
+
+
+def test_what_degrades_is_a_warning(good, store, tmp_path, capsys):
+    """Fields that a stand-in or a constant replaces do not fail the check, and are named."""
+    thin = tmp_path / "thin"
+    shutil.copytree(store, thin)
+    for file in [*thin.rglob("vwap.day.bin"), *thin.rglob("amount.day.bin")]:
+        file.unlink()
+    path = tmp_path / "w.yaml"
+    with open(path, "w") as file:
+        YAML(typ="safe", pure=True).dump(good, file)
+    assert examine_workflow(path) == ([], [])
+    faults, warnings = examine_workflow(path, thin)  # another store than the file names
+    text = "\n".join(map(str, warnings))
+    assert faults == [] and "no instrument has field $vwap: VWAP0 would be NaN" in text
+    assert "aux.market.kwargs.instruments: index SH000852 has no $amount in the store; $volume stands in for it" in text
+    for file in thin.rglob("sh000852/volume.day.bin"):
+        file.unlink()
+    assert any("neither $amount nor $volume" in str(fault) for fault in examine_workflow(path, thin)[0])
+    with open(path, "w") as file:
+        YAML(typ="safe", pure=True).dump(put(good, "qlib_init.provider_uri", str(thin)), file)
+    assert module.main([str(path)]) == 1
+    out = capsys.readouterr().out
+    assert "warning: task.dataset.kwargs.handler: no instrument has field $vwap" in out and out.endswith(": 1 fault\n")
 
 
 class Base:

@@ -100,3 +100,23 @@ def test_each_handler_is_qlibs_with_the_mixin(name):
     assert one.data_loader.fields == two.data_loader.fields
     assert issubclass(type(one), (ours.LeanHandler, getattr(theirs, name)))
     assert getattr(ours, name)(label=([LABEL], ["L"]), **options).data_loader.fields["label"] == ([LABEL], ["L"])
+
+
+def absent(features, labels, missing, needs=()):
+    groups = {"feature": (features, [f"F{k}" for k in range(len(features))]), "label": (labels, ["LABEL0"] if labels else [])}
+    return ours.absent_fields(groups, lambda names: [name for name in names if name in missing], needs)
+
+
+@pytest.mark.parametrize("features, labels, missing, refused, empty", [
+    (["$close / $open", "$vwap / $close"], ["Ref($close, -1)"], {"vwap"}, {}, {"vwap": ["F1"]}),
+    (["$close", "$VWAP"], [], {"vwap"}, {}, {"vwap": ["F1"]}),
+    (["$close", "$vwap"], ["Ref($vwap, -1)"], {"vwap"}, {"vwap": ["F1", "LABEL0"]}, {}),
+    (["$close", "$open"], [], {"open"}, {"open": ["F1"]}, {}),
+    (["$turnover", "$amount"], [], {"turnover", "amount"}, {"turnover": ["F0"], "amount": ["F1"]}, {}),  # nothing would be left
+    (["$close", "$clsoe"], [], {"clsoe"}, {"clsoe": ["F1"]}, {}),
+    (["$close", "$csi300_weight"], [], {"csi300_weight"}, {}, {"csi300_weight": ["F1"]}),
+    (["$close", "P($$roe_q)"], [], {"roe_q", "factor"}, {}, {}),  # point-in-time fields have files of their own
+])
+def test_what_is_refused_and_what_is_warned_of(features, labels, missing, refused, empty):
+    assert absent(features, labels, missing) == (refused, empty)
+    assert absent(["$close"], [], {"factor"}, ["factor"]) == ({"factor": []}, {})

@@ -209,3 +209,12 @@ def test_ready_file_faults(ready, tmp_path):
     assert loader.load(DAYS[5:8])[0].shape == (3, 3)
     with pytest.raises(DataError, match=f"'c' on {DAYS[4]:%Y-%m-%d}"):
         loader.load(DAYS[:8])
+
+
+def test_an_index_without_amount_and_volume_is_refused(tmp_path):
+    bars = {code: index_bars(i) for i, code in enumerate(TWO)}
+    bars[TWO[1]] = {"close": bars[TWO[1]]["close"]}
+    make_store(tmp_path, bars)
+    with pytest.raises(DataError, match=r"\['SH000905'\] have neither \$amount nor \$volume"):
+        MarketStateLoader(TWO, **FIT).check()
+    MarketStateLoader(TWO[:1], **FIT).check()
