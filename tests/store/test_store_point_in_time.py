@@ -33,8 +33,8 @@ def tables_with_news() -> dict:
     changed = tables["industry"]["start"] > "2019-01-01"
     tables["industry"].loc[changed, "start"] = LATER
     tables["industry"].loc[changed.shift(-1, fill_value=False), "end"] = CUT
-    announced = tables["fundamentals"]["announcement"]
-    tables["fundamentals"]["announcement"] = announced.where(announced < "2020-01-14", CUT + (announced - pd.Timestamp("2020-01-14")))
+    announced, moved = tables["fundamentals"]["announcement"], CUT - pd.Timestamp("2020-01-14")
+    tables["fundamentals"]["announcement"] = announced.where(announced < "2020-01-14", announced + moved)
     paid = tables["dividends"]
     tables["dividends"] = pd.concat([paid, paid.assign(ex_date=LATER)], ignore_index=True)
     return tables

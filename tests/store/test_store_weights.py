@@ -7,7 +7,9 @@ from store_market import make_tables, read_field
 
 from qlib_ext.errors import DataError
 from qlib_ext.store import read_metadata
-from qlib_ext.store.content import Content
+from qlib_ext.store import weights as weights_module
+from qlib_ext.store.grid import Grid
+from qlib_ext.store.indices import index_level
 from qlib_ext.store.ingest import ingest
 from qlib_ext.store.tables import read_tables
 
@@ -148,27 +150,33 @@ def test_no_difference_where_official_weights_are_those_of_float_cap(small_store
     assert found["half_sum_max"] < 1e-7 and found["correlation"] == pytest.approx(1)
 
 
-def test_stocks_that_join_later_leave_earlier_weights_bit_by_bit():
-    """200 stocks, then 137 more that list after day 20: sums of floats depend on their order unless they are exact."""
+def test_stocks_that_join_later_leave_earlier_weights_bit_by_bit(monkeypatch):
+    """60 stocks, later 40 more among them: sums of floats depend on their order, which must not show in any bit."""
     generator = np.random.default_rng(3)
+    codes = np.array([f"SH60{place:04d}" for place in range(100)])
     days = pd.bdate_range("2020-01-02", periods=30)
-    codes = [f"SH60{place:04d}" for place in generator.permutation(337)]
-    bars = pd.DataFrame([(day, code) for code in codes for day in days], columns=["date", "instrument"])
-    price = np.exp(generator.normal(3, 1, len(codes))[:, None] + 0.02 * generator.standard_normal((len(codes), 30)).cumsum(axis=1))
-    bars = bars.assign(open=price.ravel(), high=price.ravel(), low=price.ravel(), close=price.ravel(), volume=1.0, factor=1.0)
-    index_bars = pd.DataFrame({"date": days, "instrument": "SH000300", "open": 1.0, "high": 1.0, "low": 1.0, "close": 1.0, "volume": 1.0})
-    spans = pd.DataFrame({"instrument": codes, "index": "csi300", "start": days[0], "end": days[-1]})
-    shares = pd.DataFrame({"instrument": codes, "month": pd.Timestamp("2019-12-31"), "float_shares": np.exp(generator.normal(20, 1, 337))})
-    late = bars["instrument"].isin(codes[200:])
+    price = np.exp(generator.normal(3, 1, 100) + 0.02 * generator.standard_normal((30, 100)).cumsum(axis=0))
+    late = generator.random(100) < 0.4
 
-    def computed(bars: pd.DataFrame):
-        tables = {"bars": bars, "index_bars": index_bars, "membership": spans, "float_shares_monthly": shares}
-        found = Content(read_tables(tables), "typical", ("csi300",))
-        level = found.derived["CSI300TR"].level
-        cells = pd.DataFrame({"code": found.grid.codes[found.grid.stock], "day": found.grid.day,
-                              "weight": found.fields["csi300_weight"]})  # fmt: skip
-        return cells[cells["code"].isin(codes[:200])].pivot(index="day", columns="code", values="weight"), level
+    def computed(kept: np.ndarray):
+        """Weights of the first 20 days [20, early stocks] and the index made of them [20]; `kept [t, n]`: bars there are."""
+        day, stock = np.nonzero(kept)
+        bars = pd.DataFrame({"date": days[day], "instrument": codes[stock], "close": price[kept]})
+        bars = bars.assign(open=1.0, high=1.0, low=1.0, volume=1.0, factor=1.0)
+        grid = Grid(read_tables({"bars": bars}, required=())["bars"], days.to_numpy().astype("datetime64[D]"))
+        close = price[grid.day, np.searchsorted(codes, grid.codes)[grid.stock]]
+        spans = {code: [(grid.calendar[0], grid.calendar[-1])] for code in grid.codes.tolist()}
+        cells = weights_module.index_weights("csi300", spans, None, grid, close, 1e6 * close).cells
+        level = index_level(grid, cells, np.sin(1e6 * close) / 50).level
+        return grid.to_days(cells, np.flatnonzero(np.isin(grid.codes, codes[~late])), 0, 19), level[:19]
 
-    few, level = computed(bars[~late & (bars["date"] < days[20])])
-    many, longer = computed(bars[~late | (bars["date"] >= days[20])])
-    assert few.shape == (20, 200) and np.array_equal(few, many.iloc[:20]) and np.array_equal(level, longer[:20])
+    few, many = np.zeros((30, 100), dtype=bool), np.ones((30, 100), dtype=bool)
+    few[:20, ~late], many[:20, late] = True, False
+
+    def alike() -> bool:
+        return all(np.array_equal(one, two) for one, two in zip(computed(few), computed(many)))
+
+    assert alike()
+    plain = lambda weight: weight / np.nansum(weight, axis=1, keepdims=True)  # noqa: E731
+    monkeypatch.setattr(weights_module, "_normalised", plain)
+    assert not alike()
