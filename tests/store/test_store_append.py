@@ -234,6 +234,20 @@ def test_a_span_that_changes_the_past(refuses, grown, tables):
     refuses("SH688001 would join csi300 on 2020-01-20", {**new, "membership": other})
 
 
+def test_a_table_given_for_the_first_time_that_changes_the_past(tables, tmp_path):
+    old, new = split(tables, DAYS[29])
+    del old["float_shares_monthly"]
+    store = ingest(old, tmp_path / "store", index_names=NAMES)
+    with pytest.raises(DataError, match="first: csi300_weight of SH600000 on 2020-01-28: 0.438835 stored, 0.290088 now"):
+        append({**new, "float_shares_monthly": tables["float_shares_monthly"]}, store)
+
+
+def test_fields_that_would_vanish(refuses, grown, tables):
+    _, new = grown
+    kinds = tables["instruments"].assign(kind="etf").query("instrument == 'SZ300001'")
+    refuses("SZ300001 would leave all from 2020-01-02 on(?s:.*)would be gone, first features/sz300001/", {**new, "instruments": kinds})
+
+
 def test_a_member_that_comes_back_after_days_without_rows(tables, tmp_path):
     """Its absence is in the stored weights of the others; days of suspension are rows with volume 0."""
     bars, tables["membership"].loc[1, "end"] = tables["bars"], DAYS[44]
