@@ -55,7 +55,7 @@ ST_PRICE_LIMITS: Dict[str, Rules] = {
     "main": (
         _FUND_1996,
         Rule("1998-04-22", 0.05, "SSE and SZSE notices on special treatment of 1998-04-22"),
-        Rule("2026-07-06", 0.10, "SSE and SZSE trading rules (revised 2026-04-24), SZSE [2026] 551"),
+        Rule("2026-07-06", 0.10, "SSE [2026] 41, SZSE [2026] 551: trading rules revised 2026-04-24"),
     ),
     "chinext": (
         Rule("2009-10-30", 0.05, "SZSE trading rules; restated in SZSE [2020] 620"),
@@ -107,9 +107,9 @@ HOLDING_DAYS: Dict[str, Rules] = {
 
 # ---- taxes and fees: fractions of the value traded ----------------------------------------------------------------------------
 COSTS_SINCE = "2005-01-24"
-_DUTY_2005 = Rule(COSTS_SINCE, 0.001, "Ministry of Finance, duty cut to 0.1 % on both sides on 2005-01-24; not verified")
-_DUTY_2007 = Rule("2007-05-30", 0.003, "Ministry of Finance, duty raised to 0.3 % on both sides; not verified")
-_DUTY_2008 = Rule("2008-04-24", 0.001, "Ministry of Finance, duty cut to 0.1 % on both sides; not verified")
+_DUTY_2005 = Rule(COSTS_SINCE, 0.001, "Ministry of Finance, duty cut from 0.2 % on both sides (as reported by the press)")
+_DUTY_2007 = Rule("2007-05-30", 0.003, "Ministry of Finance, duty raised on both sides (as reported by the press)")
+_DUTY_2008 = Rule("2008-04-24", 0.001, "Ministry of Finance, duty cut on both sides (as reported by the press)")
 _SELLERS = "Ministry of Finance, sellers only from 2008-09-19 on"
 STAMP_DUTY: Dict[str, Rules] = {
     "buy": (_DUTY_2005, _DUTY_2007, _DUTY_2008, Rule("2008-09-19", 0.0, _SELLERS)),
@@ -126,24 +126,23 @@ TRANSFER_FEE: Dict[str, Rules] = {
     "bse": (Rule(COSTS_SINCE, 0.000025, "ChinaClear fees of 2021; not verified"), _TRANSFER[-1]),
 }
 _HANDLING = (
-    Rule(COSTS_SINCE, 0.0000696, "SSE and SZSE rate of 2012-09-01; stand-in for the days before it; not verified"),
-    Rule("2015-08-01", 0.0000487, "SSE and SZSE notices of 2015-07; start not verified, the rate is in public fee schedules"),
-    Rule("2023-08-28", 0.0000341, "SSE and SZSE notices of 2023-08-18"),
+    Rule(COSTS_SINCE, 0.0000696, "SSE and SZSE rate of 2012-09-01 (third-party report, not verified); stand-in before it"),
+    Rule("2015-08-01", 0.0000487, "SSE and SZSE notices of 2015-07; the day is a third-party report, not verified"),
+    Rule("2023-08-28", 0.0000341, "SSE [2023] 137, SZSE [2023] 768"),
 )
 HANDLING_FEE: Dict[str, Rules] = {
     **{board: _HANDLING for board in ("main", "chinext", "star")},
     "bse": (
-        Rule(COSTS_SINCE, 0.0005, "BSE fees of 2021; not verified"),
-        Rule("2022-12-01", 0.00025, "BSE, halved in 2022-12; start not verified"),
-        Rule("2023-08-28", 0.000125, "BSE [2023] 54; third-party report, not verified at the exchange"),
+        Rule(COSTS_SINCE, 0.0005, "BSE fees of 2021: twice those of 2022-12; not verified"),
+        Rule("2022-12-01", 0.00025, "BSE, halved in 2022-12; the day is not verified"),
+        Rule("2023-08-28", 0.000125, "BSE [2023] 54, CSRC notice of 2023-08-18"),
     ),
-    "etf": (Rule(COSTS_SINCE, 0.00004, "SSE and SZSE fee schedules (stock connect); earlier rates not verified"),),
+    "etf": (Rule(COSTS_SINCE, 0.0000487, "SZSE's rate of 2015 (SSE 0.0000450); stand-in for the days before it; not verified"),
+            Rule("2021-07-19", 0.00004, "SSE and SZSE notices on fund fees of 2021-06-30")),
     "bond": (Rule(COSTS_SINCE, 0.00004, "SZSE fee schedule, not verified; Shanghai charges less"),),
 }
-_REGULATORY = (
-    Rule(COSTS_SINCE, 0.00004, "rate before 2012; stand-in, not verified"),
-    Rule("2012-09-01", 0.00002, "NDRC [2012] 2119; start not verified"),
-)
+_REGULATORY = (Rule(COSTS_SINCE, 0.00004, "rate before 2012; stand-in, not verified"),
+               Rule("2012-09-01", 0.00002, "NDRC [2012] 2119; start not verified"))  # fmt: skip
 REGULATORY_FEE: Dict[str, Rules] = {board: _REGULATORY for board in BOARDS}
 
 
