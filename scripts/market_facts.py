@@ -2,7 +2,7 @@
 """Stylised facts of one or more stores side by side: `python scripts/market_facts.py STORE [STORE ...]`.
 
 A store without limit prices gets them from the exchanges' rules; turnover is volume over float shares, in percent, where the
-store knows them, else its own field. Stocks of `instruments/all.txt`; no Qlib session is started.
+store knows them, else its own field. No Qlib session is started.
 """
 
 import argparse
@@ -15,58 +15,46 @@ import numpy as np
 from qlib_ext import market_rules
 from qlib_ext.errors import DataError, ExtError
 from qlib_ext.report.market_facts import market_facts
-from qlib_ext.store.metadata import check_store, read_metadata
+from qlib_ext.store.metadata import read_metadata
+from qlib_ext.store.reading import StoreFiles
 
 FIELDS = ("close", "volume", "factor", "change", "turnover", "float_shares", "float_cap", "is_st", "limit_up", "limit_down")
 LONG_AGO = 1000
 
 
 def read_store(store: Path, start: str, end: str) -> Dict[str, np.ndarray]:
-    """Arrays [t, n] of a store's stocks between two days, in the units of `market_facts`; prices raw, in CNY."""
-    calendar = np.loadtxt(check_store(store) / "calendars" / "day.txt", dtype="datetime64[D]")
-    first, last = np.searchsorted(calendar, np.datetime64(start)), np.searchsorted(calendar, np.datetime64(end), side="right")
-    spans = [line.split("\t") for line in (store / "instruments" / "all.txt").read_text().splitlines() if line]
-    spans = [span for span in spans if market_rules.kind_of(span[0]) == "stock"]
-    if first >= last or not spans:
-        raise DataError(f"store {store} has no stock or no day from {start} to {end} (it has {calendar[0]} .. {calendar[-1]})")
-    days, codes = calendar[first:last], [span[0] for span in spans]
-    market = {name: np.column_stack([_field(store, code, name, first, last) for code in codes]) for name in FIELDS}
-    begins, ends = (np.array([span[part] for span in spans], dtype="datetime64[D]") for part in (1, 2))
-    market["listed"] = (days[:, None] >= begins) & (days[:, None] <= ends)
-    market["returns"], market["board"] = market["change"], market_rules.board_of(codes)
-    known = np.isfinite(market["float_shares"]).any()
-    if known:
+    """Arrays [t, n] of the stocks of a known board between two days, as `market_facts` takes them; prices raw, in CNY."""
+    files = StoreFiles(store)
+    chosen = (files.days >= np.datetime64(start)) & (files.days <= np.datetime64(end))
+    board = market_rules.board_of(files.codes)
+    codes = files.codes[board != ""]
+    if not chosen.any() or not len(codes):
+        raise DataError(f"store {store} has no stock or no day from {start} to {end}; it ends on {files.days[-1]}")
+    whole = {name: files.panel(name, codes).T.astype(np.float64) for name in FIELDS}
+    market = {name: values[chosen] for name, values in whole.items()}
+    market["board"], market["returns"] = board[board != ""], market["change"]
+    market["listed"] = files.membership("all", codes).T[chosen]
+    if np.isfinite(market["float_shares"]).any():
         market["turnover"] = 100 * market["volume"] * market["factor"] / market["float_shares"]
     market["close"] = market["close"] / market["factor"]
     if np.isfinite(market["limit_up"]).any():
-        market["limit_up"], market["limit_down"] = (market[name] / market["factor"] for name in ("limit_up", "limit_down"))
+        limits = (market[name] / market["factor"] for name in ("limit_up", "limit_down"))
     else:
-        age = np.maximum(np.searchsorted(calendar, days)[:, None] - np.searchsorted(calendar, begins), 0)
-        age = np.where(begins == begins.min(), LONG_AGO, age)  # bars that begin with the store say nothing of the listing
-        limits = market_rules.price_limits(market["board"], market["is_st"], age, days[:, None])
-        market["limit_up"], market["limit_down"] = market_rules.limit_prices(_reference(market), *limits)
+        first = np.isfinite(whole["close"]).argmax(axis=0)
+        age = np.where(first == 0, LONG_AGO, np.arange(len(files.days))[:, None] - first)  # the first day of all is no listing
+        known = market_rules.price_limits(market["board"], whole["is_st"], age, files.days[:, None])
+        limits = (prices[chosen] for prices in market_rules.limit_prices(_reference(whole), *known))
+    market["limit_up"], market["limit_down"] = limits
     return market
 
 
-def _field(store: Path, code: str, name: str, first: int, last: int) -> np.ndarray:
-    """One field of one stock on the calendar's days first .. last - 1; NaN where the store has none. [t]"""
-    result, file = np.full(last - first, np.nan), store / "features" / code.lower() / f"{name}.day.bin"
-    if file.is_file():
-        values = np.fromfile(file, dtype="<f4")
-        begin, values = int(values[0]), values[1:]
-        low, high = max(first, begin), min(last, begin + len(values))
-        if low < high:
-            result[low - first:high - first] = values[low - begin:high - begin]
-    return result
-
-
-def _reference(market: Dict[str, np.ndarray]) -> np.ndarray:
+def _reference(whole: Dict[str, np.ndarray]) -> np.ndarray:
     """Last traded close before each day in the day's own price level (on an ex-day the ex-right price), CNY. [t, n]"""
-    adjusted = market["close"] * market["factor"]
+    adjusted = whole["close"]
     place = np.where(np.isfinite(adjusted), np.arange(len(adjusted))[:, None], -1)
     place = np.vstack([np.full((1, place.shape[1]), -1), np.maximum.accumulate(place, axis=0)[:-1]])
     last = np.where(place >= 0, np.take_along_axis(adjusted, np.maximum(place, 0), axis=0), np.nan)
-    return last / market["factor"]
+    return last / whole["factor"]
 
 
 def table(columns: Dict[str, Dict[str, float]], markdown: bool) -> List[str]:
