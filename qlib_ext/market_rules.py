@@ -38,22 +38,22 @@ _CHINEXT_2020 = "SZSE special trading rules for ChiNext of 2020-06-12"
 _STAR_2019 = "SSE special trading rules for STAR, SSE [2019] 23"
 _BSE_2021 = "BSE trading rules (trial), BSE [2021] 15"
 _CHINEXT_2009 = Rule("2009-10-30", 0.10, "SZSE trading rules as of ChiNext's opening")
-_FUND_1996 = Rule("1996-12-16", 0.10, _LIMITS_1996)
+_TEN_1996 = Rule("1996-12-16", 0.10, _LIMITS_1996)
 PRICE_LIMITS: Dict[str, Rules] = {
-    "main": (Rule("1996-12-16", 0.10, _LIMITS_1996),),
+    "main": (_TEN_1996,),
     "chinext": (_CHINEXT_2009, Rule("2020-08-24", 0.20, _CHINEXT_2020)),
     "star": (Rule("2019-07-22", 0.20, _STAR_2019),),
     "bse": (Rule("2021-11-15", 0.30, _BSE_2021),),
-    "etf": (_FUND_1996,),
-    "etf of star": (_FUND_1996, Rule("2020-08-21", 0.20, "SSE [2020] 61 on funds of STAR shares")),
-    "etf of chinext": (_FUND_1996, Rule("2020-08-24", 0.20, _CHINEXT_2020)),
+    "etf": (_TEN_1996,),
+    "etf of star": (_TEN_1996, Rule("2020-08-21", 0.20, "SSE [2020] 61 on funds of STAR shares")),
+    "etf of chinext": (_TEN_1996, Rule("2020-08-24", 0.20, _CHINEXT_2020)),
     "bond": (Rule("2022-08-01", 0.20, _BOND_2022),),
 }
 """Up and down alike; no limit before the first rule, and for indices."""
 
 ST_PRICE_LIMITS: Dict[str, Rules] = {
     "main": (
-        _FUND_1996,
+        _TEN_1996,
         Rule("1998-04-22", 0.05, "SSE and SZSE notices on special treatment of 1998-04-22"),
         Rule("2026-07-06", 0.10, "SSE [2026] 41, SZSE [2026] 551: trading rules revised 2026-04-24"),
     ),
