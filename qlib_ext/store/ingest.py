@@ -85,7 +85,7 @@ def publish_store(out: Path, data: Dict[str, Table], settings: Settings, history
 
     `history`: entries of the earlier states of the store; `started`: when the caller began, for the log.
     """
-    check_tables(data, settings.vwap)
+    units_checked = check_tables(data, settings.vwap)
     logger.info("tables read and checked: %s", ", ".join(f"{name} {len(table)} rows" for name, table in data.items()))
     content = Content(data, settings.vwap, settings.index_names)
     with writer_type(out, _size_on_disk(content, data)) as writer:
@@ -93,7 +93,7 @@ def publish_store(out: Path, data: Dict[str, Table], settings: Settings, history
             writer.table(name, table.frame())
         content.write(writer)
         metadata = content.metadata(settings.generated)
-        metadata.update(index_names=list(settings.index_names), index_sizes=settings.index_sizes,
+        metadata.update(index_names=list(settings.index_names), index_sizes=settings.index_sizes, units_checked=units_checked,
                         tables={name: len(table) for name, table in data.items()})  # fmt: skip
         metadata = writer.publish(metadata, content.settings(), history)
         _report(out, metadata, time.time() - started)

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from store_market import business_days, make_tables, read_field
 
-from qlib_ext.errors import DataError
+from qlib_ext.errors import ConfigError, DataError
 from qlib_ext.store import check_files, fingerprint, read_metadata, read_table
 from qlib_ext.store.append import append
 from qlib_ext.store.ingest import ingest
@@ -95,6 +95,9 @@ def test_settings_are_those_of_the_store(tables, tmp_path):
     first, second = read_metadata(tmp_path / "store"), read_metadata(tmp_path / "whole")
     assert first["index_sizes"] == {"csi500": 2} and first["generated"] is True and first["vwap"] == "amount"
     assert {**first, "history": 0} == {**second, "history": 0}
+    for sizes in ({"csi300": 2}, {"csi500": 0}, {"csi500": 1.5}):
+        with pytest.raises(ConfigError, match="give whole numbers of members for indices among"):
+            ingest(tables, tmp_path / "wrong", index_names=("csi500",), index_sizes=sizes)
 
 
 def test_tables_that_stay_as_they_are_may_be_left_out(grown, tables):

@@ -51,6 +51,7 @@ def test_the_fingerprint_is_the_hash_of_all_files(small_store):
     codes = {number: entry["code"] for number, entry in metadata["industry_codes"].items()}
     assert combine(files, {"vwap": "typical", "industry_codes": codes}) == fingerprint(small_store) == metadata["fingerprint"]
     assert tables == metadata["table_digests"] and metadata["history"] == [{"end": "2020-03-04", "fingerprint": fingerprint(small_store)}]
+    assert metadata["units_checked"] and metadata["index_sizes"] == {"csi300": 300, "csi500": 500}
     check_files(small_store)
 
 
