@@ -74,8 +74,8 @@ def examine(store: Union[str, Path], workflows: Sequence[Union[str, Path]] = (),
     for check in tqdm(CHECKS, desc="examining", unit=" checks", disable=not progress):
         sections.append(check(files))
     if files.damaged:
-        sections[0].warn("damaged files", f"{len(files.damaged)} feature files are empty or do not fit the calendar, and were read "
-                         f"as unknown: {named(files.damaged)}")
+        sections[0].warn("damaged files", f"{len(files.damaged)} feature files are empty or do not fit the calendar, and were "
+                         f"read as unknown: {named(files.damaged)}")
     report = Report(str(files.path), sections)
     for path in workflows:
         report.workflows[str(path)] = _try_workflow(path, files.path)
@@ -90,6 +90,10 @@ def _folder(files: StoreFiles) -> Section:
     section.figures = {"format": about.get("format"), "generated": about.get("generated"), "kinds": files.kinds}
     if about.get("generated"):
         section.notes.append("the data are generated: results on them say nothing about a market")
+    mixed = sorted(set(files.spans("all")["code"]) & set(files.indices)) if "all" in files.universes else []
+    if mixed:
+        section.warn("indices among stocks", f"instruments file all lists {len(mixed)} indices: {named(mixed)}; a handler on "
+                     "`all` loads them as stocks: give the dataset a `universe`, or the handler an index's members")
     lower = {name for name in files.universes if (files.path / "instruments" / f"{name}.txt").read_text()[:2].islower()}
     if lower and lower != set(files.universes):
         section.warn("spelling of codes", f"instruments files {sorted(lower)} spell codes in lower case, "

@@ -196,8 +196,10 @@ def _warn_cells(section: Section, kind: str, store: StoreFiles, wrong: np.ndarra
     stock, day = np.nonzero(wrong)
     if len(stock):
         found, first, count = np.unique(stock, return_index=True, return_counts=True)
-        section.warn(kind, f"{len(stock)} {text} ({year_span(set(store.years[day].tolist()))}, {len(found)} stocks): " + named(
-            f"{store.codes[i]} {store.days[day[k]]}" + (f" and {n - 1} more" if n > 1 else "") for i, k, n in zip(found, first, count)))
+        names = [f"{store.codes[i]} {store.days[day[k]]}" + (f" and {n - 1} more" if n > 1 else "")
+                 for i, k, n in zip(found, first, count)]
+        years = year_span(set(store.years[day].tolist()))
+        section.warn(kind, f"{len(stock)} {text} ({years}, {len(found)} stocks): {named(names)}")
 
 
 def _stale(section: Section, store: StoreFiles, flat: np.ndarray) -> None:

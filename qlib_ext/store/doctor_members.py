@@ -145,8 +145,9 @@ def weights(store: StoreFiles) -> Section:
     for code, about in store.metadata.get("indices", {}).items():
         section.figures[code] = about
         if "against" in about:
-            section.lines.append(f"{code}, made of the members, against {about['against']}: {100 * about['annual_difference']:+.2f} % "
-                                 f"a year, daily differences of {100 * about['tracking_difference']:.3f} %")
+            yearly, daily = 100 * about["annual_difference"], 100 * about["tracking_difference"]
+            section.lines.append(f"{code}, made of the members, against {about['against']}: {yearly:+.2f} % a year, daily "
+                                 f"differences of {daily:.3f} %")
     section.notes.append("index bars are price indices as a rule, adjusted stock prices carry dividends: an excess return over "
                          "them is flattered by the dividends, one to two points a year (column `members - bars`)")
     return section

@@ -1,4 +1,4 @@
-"""A plain Qlib folder as Qlib's own dump scripts write one: bars, factor, instruments, index bars, and nothing of this package."""
+"""A plain Qlib folder as Qlib's own dump scripts write one: bars, factor, instruments, index bars, nothing of this package."""
 
 from pathlib import Path
 
@@ -31,7 +31,8 @@ def write_foreign_store(folder: Path, fields=FIELDS, universes=("csi300", "csi50
         close = 20 * np.exp(np.cumsum(change))
         open_ = close * np.exp(generator.normal(0, 0.003, len(DAYS)))
         bars = {"open": open_, "close": close, "high": np.maximum(open_, close) * 1.004, "low": np.minimum(open_, close) * 0.996,
-                "volume": np.exp(generator.normal(14, 0.3, len(DAYS))), "factor": np.where(np.arange(len(DAYS)) < 150, 1, 1 + place % 2),
+                "volume": np.exp(generator.normal(14, 0.3, len(DAYS))),
+                "factor": np.where(np.arange(len(DAYS)) < 150, 1, 1 + place % 2),
                 "change": np.append(np.nan, close[1:] / close[:-1] - 1)}
         bars["vwap"], bars["amount"] = (bars["high"] + bars["low"] + close) / 3, bars["volume"] * close
         place = folder / "features" / code.lower()
@@ -42,7 +43,7 @@ def write_foreign_store(folder: Path, fields=FIELDS, universes=("csi300", "csi50
 
 
 def short_workflow(name: str, path: Path, change=lambda config: None) -> Path:
-    """A workflow of the project as it is, with shorter dates and, where `change` says so, other settings; needs the environment."""
+    """A workflow of the project as it is, with shorter dates and what `change` changes; sizes come from the environment."""
     config = load_workflow(ROOT / "workflows" / f"{name}.yaml")
     dataset = config["task"]["dataset"]["kwargs"]
     dataset["segments"] = SEGMENTS

@@ -1,10 +1,11 @@
-"""Tables of a market in which nothing is wrong: three boards, limits kept, reports in time, lists changed on the official days."""
+"""Tables of a market in which nothing is wrong: three boards, limits kept, reports in time, lists changed on official days."""
 
 import numpy as np
 import pandas as pd
 
 DAYS = pd.bdate_range("2018-06-01", "2020-12-31")
-CODES = np.array([f"SH60{k:04d}" for k in range(130)] + [f"SZ30{k:04d}" for k in range(60)] + [f"SH688{k:03d}" for k in range(50)])
+CODES = np.array([f"SH60{k:04d}" for k in range(130)] + [f"SZ30{k:04d}" for k in range(60)]
+                 + [f"SH688{k:03d}" for k in range(50)])
 SIZES = {"csi300": 30, "csi500": 50, "csi1000": 80}
 INDICES = {"csi300": "SH000300", "csi500": "SH000905", "csi1000": "SH000852"}
 ENDS = {"SH600125": 300, "SH600126": 350, "SZ300055": 420, "SH688045": 500}  # delisted after so many days
@@ -23,8 +24,8 @@ def make_bars(generator) -> pd.DataFrame:
         close = (raw / factor).round(2)
         open_ = (close * np.exp(generator.normal(0, 0.002, len(DAYS)))).round(2)
         frame = pd.DataFrame({"date": DAYS, "instrument": code, "open": open_, "close": close})
-        frame["high"], frame["low"] = (frame[["open", "close"]].max(axis=1) * 1.004).round(2), (frame[["open", "close"]].min(axis=1)
-                                                                                              * 0.996).round(2)
+        frame["high"] = (frame[["open", "close"]].max(axis=1) * 1.004).round(2)
+        frame["low"] = (frame[["open", "close"]].min(axis=1) * 0.996).round(2)
         frame["volume"] = generator.integers(100_000, 900_000, len(DAYS)) * factor
         frame["amount"] = frame["volume"] * (frame["high"] + frame["low"] + frame["close"]) / 3
         frame["turnover"] = 100 * frame["volume"] / (1e7 * factor)
@@ -60,8 +61,8 @@ def make_tables() -> dict:
     index_bars = []
     for code in INDICES.values():
         close = 3000 * np.exp(np.cumsum(generator.normal(0, 0.01, len(DAYS))))
-        index_bars.append(pd.DataFrame({"date": DAYS, "instrument": code, "open": close, "high": close * 1.001, "low": close * 0.999,
-                                        "close": close, "volume": 1e9, "amount": 1e10}))
+        index_bars.append(pd.DataFrame({"date": DAYS, "instrument": code, "open": close, "high": close * 1.001,
+                                        "low": close * 0.999, "close": close, "volume": 1e9, "amount": 1e10}))
     shares = pd.DataFrame({"month": pd.Timestamp("2018-05-31"), "instrument": CODES, "float_shares": 1e7, "total_shares": 2e7,
                            "method": "turnover"})
     split = pd.DataFrame({"month": [DAYS[199]], "instrument": [SPLIT], "float_shares": [2e7], "total_shares": [4e7],

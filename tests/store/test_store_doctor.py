@@ -74,8 +74,13 @@ def plant_members(store) -> None:
 
     edit_members(store, "csi500", late)
     gone = sorted({line.split("\t")[0] for line in (store / "instruments" / "csi1000.txt").read_text().splitlines()})[12:18]
-    edit_members(store, "csi1000", lambda code, start, end: (code.lower(), start, "2019-03-29" if code in gone and end > "2019-03-29"
-                                                             else end) if code not in gone or start < "2019-03-29" else None)
+
+    def leave(code, start, end):
+        if code not in gone:
+            return code.lower(), start, end
+        return (code.lower(), start, min(end, "2019-03-29")) if start < "2019-03-29" else None
+
+    edit_members(store, "csi1000", leave)
     with open(store / "instruments" / "csi1000.txt", "a") as file:
         file.write("sh699999\t2018-06-01\t2018-06-29\n")
 

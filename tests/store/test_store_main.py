@@ -52,7 +52,8 @@ def test_options_reach_ingest(folder, monkeypatch):
         return out
 
     monkeypatch.setattr("qlib_ext.store.ingest.ingest", ingest)
-    assert main(["ingest", "--tables", "t", "--out", "o", "--vwap", "amount", "--columns", "map.yaml", "--overwrite", *INDICES]) == 0
+    settings = ["--vwap", "amount", "--columns", "map.yaml", "--overwrite", *INDICES]
+    assert main(["ingest", "--tables", "t", "--out", "o", *settings]) == 0
     assert seen == {"tables": "t", "out": "o", "vwap": "amount", "columns": "map.yaml", "overwrite": True,
                     "index_names": ["csi300", "csi500"]}
     seen.clear()
@@ -90,4 +91,5 @@ def test_doctor_of_what_is_no_store(tmp_path, capsys):
 def test_doctor_with_warnings_gives_zero(small_store, capsys):
     assert main(["doctor", str(small_store)]) == 0
     out = capsys.readouterr().out
-    assert f"store {small_store}" in out and "too few members" in out and out.rstrip().splitlines()[-1].startswith(tuple("123456789"))
+    assert f"store {small_store}" in out and "too few members" in out
+    assert out.rstrip().splitlines()[-1].startswith(tuple("123456789"))
