@@ -2,96 +2,116 @@
 
 import numpy as np
 
-RETURN_LIMIT = 0.099
-SUSPENSION_RATE = 0.0007
-VOLUME_TILT = 0.36
-VOLUME_NOISE = 0.36
+from qlib_ext.demo import signal
+from qlib_ext.market_rules import limit_prices, price_limits
+
+SUSPENSION_RATE = 0.0009
+LOCKED_BEYOND = 0.10
+LEAST_PRICE, LEAST_PRICE_DAYS = 1.0, 20
+CASH_CHANCE, CASH_SHARE = 0.04, 0.04
+VOLUME_TILT, VOLUME_NOISE, VOLUME_MOVE, VOLUME_INTEREST = 0.36, 0.30, 0.30, 0.45
+LARGEST_TURNOVER = 0.45
+PRICES = ("open", "high", "low", "close")
 
 
-def trade(days: np.ndarray, month_end: np.ndarray, listed: np.ndarray, static: dict, paths: dict, draws: np.ndarray) -> dict:
+def trade(days: np.ndarray, month_end: np.ndarray, listed: np.ndarray, static: dict, status: dict, paths: dict, draws) -> dict:
     """Walk through the days and make raw bars.
 
     Cash dividends go ex in June and July, once a year at most. Bonus shares are decided at a month's last close and go ex on
-    the next trading day, on which the stock trades for certain. A suspended day repeats the last close.
+    the next trading day, on which the stock trades for certain. On an ex-date the factor grows by the last close over the
+    ex-right price (close - cash) / (1 + bonus). A suspended day repeats the last close. No price leaves the day's limits
+    (`market_rules`); a day that wants to go far beyond one has a single price. Twenty closes in a row below 1 CNY end the
+    listing.
 
     Args:
-        days, month_end: [t]. listed: [t, n]. static: attributes by stock. paths: latent paths by day and stock.
+        days, month_end: [t]. listed: [t, n], apart from the listings that low prices end. static: attributes by stock. status: as of `paths.make_paths`. paths: latent paths.
         draws: [t, 8, n] uniform numbers for the events.
 
     Returns:
-        trading, open, high, low, close, factor, float_shares, float_shares_after, each [t, n]; prices NaN before listing.
+        listed, trading, open, high, low, close, factor, cash, bonus (per old share on the ex-date, else 0), float_shares,
+        float_shares_after, total_shares, total_shares_after; NaN outside the listing.
     """
     shape = listed.shape
-    names = ("open", "high", "low", "close", "factor", "float_shares", "float_shares_after")
+    names = PRICES + ("factor", "cash", "bonus", "float_shares", "float_shares_after", "total_shares", "total_shares_after")
     result = {name: np.full(shape, np.nan) for name in names}
-    result["trading"] = np.zeros(shape, dtype=bool)
+    result.update(listed=np.zeros(shape, dtype=bool), trading=np.zeros(shape, dtype=bool))
     calendar_month = days.astype("datetime64[M]").astype(int) % 12 + 1
     years = days.astype("datetime64[Y]").astype(int)
-    close, factor, shares = static["price"].copy(), np.ones(shape[1]), static["shares"].copy()
-    remaining, paid_year, bonus = np.zeros(shape[1], dtype=int), np.zeros(shape[1], dtype=int), np.zeros(shape[1])
+    up, down = price_limits(status["board"], status["is_st"], status["listed_days"], days[:, None])
+    close, factor = static["price"].copy(), np.ones(shape[1])
+    floating, total = static["float_shares"].copy(), static["total_shares"].copy()
+    remaining, paid_year, cheap = (np.zeros(shape[1], dtype=int) for _ in range(3))
+    bonus = np.zeros(shape[1])
     for day in range(shape[0]):
-        draw, here = draws[day], listed[day]
+        draw, here = draws[day], listed[day] & (cheap < LEAST_PRICE_DAYS)
         seasoned = here & (listed[day - 1] if day else False)
         start = seasoned & (remaining == 0) & (bonus == 0) & (draw[0] < SUSPENSION_RATE)
         remaining = np.where(start, 1 + np.floor(-6.0 * np.log1p(-draw[1])).astype(int), remaining)
         trading = here & (remaining == 0)
         remaining = np.maximum(remaining - 1, 0)
-        pays = trading & seasoned & (bonus == 0) & (paid_year != years[day]) & (calendar_month[day] in (6, 7)) & (draw[2] < 0.04)
-        paid_year = np.where(pays, years[day], paid_year)
-        cash = np.where(pays, np.round(close * 0.04 * draw[3] ** 2, 2), 0.0)
+        pays = trading & seasoned & (bonus == 0) & (paid_year != years[day]) & (calendar_month[day] in (6, 7))
+        cash = np.where(pays & (draw[2] < CASH_CHANCE), np.round(close * CASH_SHARE * draw[3] ** 2, 2), 0.0)
+        paid_year = np.where(cash > 0, years[day], paid_year)
         base = (close - cash) / (1.0 + bonus)
-        factor = np.where(trading & (close != base), factor * close / base, factor)
-        prices = _bar(base, {name: paths[name][day] for name in ("returns", "gap", "upper", "lower")})
+        factor = np.where(trading & (close != base), factor * (close / base), factor)
+        prices = _bar(base, limit_prices(base, up[day], down[day]), (up[day], down[day]), paths, day)
         close = np.where(trading, prices["close"], close)
         for name, value in prices.items():
             result[name][day] = np.where(trading, value, np.where(here, close, np.nan))
-        result["trading"][day] = trading
-        result["factor"][day] = np.where(here, factor, np.nan)
-        result["float_shares"][day] = np.where(here, shares, np.nan)
+        result["listed"][day], result["trading"][day] = here, trading
+        cheap = np.where(here & trading, np.where(close < LEAST_PRICE, cheap + 1, 0), cheap)
+        known = {"factor": factor, "cash": cash, "bonus": bonus, "float_shares": floating, "total_shares": total}
         bonus = np.zeros(shape[1])
         if month_end[day]:
-            bonus, unlocked = _new_shares(calendar_month[day], close, trading, draw)
-            shares = np.round(shares * (1.0 + bonus) * (1.0 + unlocked))
-        result["float_shares_after"][day] = np.where(here, shares, np.nan)
+            bonus, unlocked = _new_shares(calendar_month[day], close, trading & (static["last_day"] > days[day] + 14) & (cheap == 0), draw)
+            total = np.round(total * (1.0 + bonus))
+            floating = np.minimum(np.round(floating * (1.0 + bonus) * (1.0 + unlocked)), total)
+        known.update(float_shares_after=floating, total_shares_after=total)
+        for name, value in known.items():
+            result[name][day] = np.where(here, value, np.nan)
     return result
 
 
-def _bar(base: np.ndarray, path: dict) -> dict:
-    """Rounded OHLC [n] around the reference price, all within 10 % of it."""
-    ceiling, floor = np.floor(base * 110.0) / 100.0, np.maximum(np.ceil(base * 90.0) / 100.0, 0.01)
-    close, start = (np.maximum(np.minimum(np.round(base * (1.0 + path[name]), 2), ceiling), floor) for name in ("returns", "gap"))
+def _bar(base: np.ndarray, prices: tuple, limits: tuple, paths: dict, day: int) -> dict:
+    """Rounded OHLC [n] around the reference price, all within the limit prices; a return at its limit closes at the limit price."""
+    ceiling, floor = np.where(np.isnan(prices[0]), np.inf, prices[0]), np.where(np.isnan(prices[1]), 0.01, prices[1])
+    path = {name: paths[name][day] for name in ("returns", "gap", "upper", "lower", "beyond")}
+    close = np.clip(np.round(base * (1.0 + path["returns"]), 2), floor, ceiling)
+    close = np.where(path["returns"] >= limits[0], ceiling, np.where(path["returns"] <= -limits[1], floor, close))
+    start = np.clip(np.round(base * (1.0 + path["gap"]), 2), floor, ceiling)
     top, bottom = np.maximum(start, close), np.minimum(start, close)
-    high = np.minimum(np.round(top * (1.0 + path["upper"]), 2), ceiling)
-    low = np.maximum(np.round(bottom * (1.0 - path["lower"]), 2), floor)
-    return {"open": start, "high": np.maximum(high, top), "low": np.minimum(low, bottom), "close": close}
+    high = np.maximum(np.minimum(np.round(top * (1.0 + path["upper"]), 2), ceiling), top)
+    low = np.minimum(np.maximum(np.round(bottom * (1.0 - path["lower"]), 2), floor), bottom)
+    locked = path["beyond"] > LOCKED_BEYOND
+    bar = {"open": start, "high": high, "low": low}
+    return {**{name: np.where(locked, close, price) for name, price in bar.items()}, "close": close}
 
 
 def _new_shares(month: int, close: np.ndarray, trading: np.ndarray, draw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Bonus shares per share (April to June, likelier at high prices) and the fraction of shares unlocked, both [n]."""
-    chance = np.where(close > 60.0, 0.35, np.where(close > 15.0, 0.05, 0.0)) * (month in (4, 5, 6))
+    """Bonus shares per share (April to June, likelier at high prices) and the fraction of the float unlocked, both [n]."""
+    chance = np.where(close > 60.0, 0.35, np.where(close > 15.0, 0.02, 0.0)) * (month in (4, 5, 6))
     ratio = np.where(close > 60.0, 1.0, np.where(draw[5] < 0.5, 0.3, 0.5))
     bonus = np.where(trading & (draw[4] < chance), ratio, 0.0)
-    return bonus, np.where(trading & (draw[6] < 0.006), 0.05 + 0.25 * draw[7], 0.0)
+    return bonus, np.where(trading & (draw[6] < 0.012), 0.05 + 0.45 * draw[7], 0.0)
 
 
-def turn_over(bars: dict, static: dict, paths: dict, draws: np.ndarray) -> dict:
+def turn_over(bars: dict, static: dict, paths: dict, draws: np.ndarray, interest: np.ndarray) -> dict:
     """Volume (shares, int64) and amount (CNY), [t, n], 0 when not trading.
 
-    Log turnover: the stock's own level, the market's state and a slow common wave, the size of the day's move, attention, noise.
+    Log turnover: the stock's own level, the market's state and a slow common wave, a slow interest of its own, the size of the
+    day's move, attention, noise.
 
     Args:
         bars: result of `trade`. draws: [t, n + 1] standard normal numbers; the last column drives the common wave.
+        interest: [t, n] standard normal numbers.
     """
-    wave = np.empty(len(draws))
-    level = 0.0
-    for day, shock in enumerate(draws[:, -1]):
-        level = 0.95 * level + 0.06 * shock
-        wave[day] = level
-    move = np.minimum(np.abs(paths["returns"]) / static["volatility"], 4.0)
-    log_turnover = (wave + 0.15 * paths["market_state"])[:, None] + 0.25 * (move - 0.9)
-    log_turnover = log_turnover + VOLUME_TILT * paths["attention"] + VOLUME_NOISE * draws[:, :-1]
+    wave = 0.25 * signal.autoregress(np.ascontiguousarray(draws[:, -1]), 14.0)
+    log_turnover = (wave + 0.15 * paths["states"]["market_state"])[:, None] + VOLUME_MOVE * (paths["move"] - 0.9)
+    log_turnover += VOLUME_TILT * paths["states"]["attention"] + VOLUME_NOISE * draws[:, :-1]
+    log_turnover += VOLUME_INTEREST * signal.autoregress(interest, 60.0)
     trading = bars["trading"]
-    shares = np.where(trading, bars["float_shares"], 0.0) * static["turnover"] * np.exp(log_turnover)
+    usual = np.minimum(static["turnover"] * np.exp(log_turnover), LARGEST_TURNOVER)
+    shares = np.where(trading, bars["float_shares"], 0.0) * usual
     volume = np.where(trading, np.maximum(np.round(shares / 100.0), 1.0) * 100.0, 0.0)
     middle = (bars["open"] + bars["high"] + bars["low"] + bars["close"]) / 4.0
     price = np.clip(middle + 0.08 * paths["middle"] * (bars["high"] - bars["low"]), bars["low"], bars["high"])

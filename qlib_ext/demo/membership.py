@@ -23,61 +23,68 @@ def rebalance_days(days: np.ndarray) -> np.ndarray:
 
 
 def assign_members(
-    days: np.ndarray, float_cap: np.ndarray, first_cap: np.ndarray, listed: np.ndarray, index_sizes: tuple[int, ...]
+    days: np.ndarray,
+    float_cap: np.ndarray,
+    first_cap: np.ndarray,
+    listed: np.ndarray,
+    is_st: np.ndarray,
+    index_sizes: tuple[int, ...],
 ) -> np.ndarray:
     """Disjoint members by float cap rank, renewed half-yearly; [t, n] int8, -1 for none.
 
     A list uses caps up to the last trading day of the month before: their mean over at most 120 days. Stocks listed for fewer
-    than 60 trading days are not eligible unless members lack.
+    than 60 trading days and those under special treatment are not eligible unless members lack. On the trading day after the
+    last one of a member the list is drawn again from the same ranking without it: the best of the next index moves up.
 
     Args:
-        float_cap: [t, n] CNY, NaN before listing. first_cap: [n] CNY, for the list of day 0.
+        float_cap: [t, n] CNY, NaN outside the listing. first_cap: [n] CNY, for the list of day 0.
     """
     member = np.full(listed.shape, -1, dtype=np.int8)
-    edges = np.append(rebalance_days(days), len(days))
+    renewed = rebalance_days(days)
+    edges = np.append(renewed, len(days))
     months = days.astype("datetime64[M]")
+    left = np.append(False, (listed[:-1] & ~listed[1:]).any(axis=1))
     for begin, finish in zip(edges[:-1], edges[1:], strict=True):
         known = int(np.searchsorted(months, months[begin]))
-        score = np.where(listed[begin], first_cap, 0.0)
+        score = first_cap
         if begin and known:
             window = float_cap[max(known - CAP_DAYS, 0) : known]
             count = np.isfinite(window).sum(axis=0)
             mean = np.nansum(window, axis=0) / np.maximum(count, 1)
             seasoned = listed[:known].sum(axis=0) >= min(SEASONING_DAYS, known)
-            score = np.where(seasoned, mean + 1.0, np.where(listed[begin], 0.0, -1.0))
-        order = np.argsort(-score, kind="stable")
-        taken = 0
-        for index, size in enumerate(index_sizes):
-            member[begin:finish, order[taken : taken + size]] = index
-            taken += size
+            score = np.where(seasoned & ~is_st[begin - 1], mean + 1.0, 0.0)
+        for day in [begin, *(begin + 1 + np.flatnonzero(left[begin + 1 : finish]))]:
+            order = np.argsort(-np.where(listed[day], score, -1.0), kind="stable")
+            member[day:finish] = -1
+            taken = 0
+            for index, size in enumerate(index_sizes):
+                member[day:finish, order[taken : taken + size]] = index
+                taken += size
     return member
 
 
 def index_bars(market) -> list[dict]:
-    """Daily bars of the three indices from their members, weighted by float cap at the last close.
+    """Daily bars of the three indices from their members, weighted by float cap: price indices.
 
-    Returns are those of adjusted prices: dividends are reinvested, so that excess returns of stocks over the index carry no
-    dividend. Members reach their highs at different times: the index takes half of their joint range beyond its body.
+    An index grows by the value of the members' shares of the day over their value at the last close; bonus shares are part of
+    it, cash dividends are not reinvested. Members reach their highs at different times: the index takes half of their joint
+    range beyond its body.
 
     Returns:
-        per index a dict of [t] arrays open, high, low, close (points), volume (shares).
+        per index a dict of [t] arrays open, high, low, close (points), volume (shares), amount (CNY).
     """
-    previous = np.vstack([market.close[:1], market.close[:-1]]) * np.vstack([market.factor[:1], market.factor[:-1]])
-    cap = np.vstack([market.close[:1] * market.float_shares[:1], (market.close * market.float_shares_after)[:-1]])
+    before = np.vstack([market.close[:1], market.close[:-1]]) / (1.0 + market.bonus)
     result = []
     for index, base in enumerate(INDEX_BASES):
-        weight = np.where((market.member == index) & np.isfinite(cap), np.nan_to_num(cap), 0.0)
-        weight /= weight.sum(axis=1, keepdims=True)
-        parts = {}
-        for name in ("open", "high", "low", "close"):
-            growth = getattr(market, name) * market.factor / previous
-            parts[name] = np.where(weight > 0, weight * np.nan_to_num(growth), 0.0).sum(axis=1)
+        shares = np.where(market.member == index, np.nan_to_num(market.float_shares), 0.0)
+        value = (shares * np.nan_to_num(before)).sum(axis=1)
+        parts = {name: (shares * np.nan_to_num(getattr(market, name))).sum(axis=1) / value for name in ("open", "high", "low", "close")}
         top, bottom = np.maximum(parts["open"], parts["close"]), np.minimum(parts["open"], parts["close"])
         parts["high"], parts["low"] = top + 0.5 * (parts["high"] - top).clip(0), bottom - 0.5 * (bottom - parts["low"]).clip(0)
         close = base * np.cumprod(parts["close"])
-        before = np.append(base, close[:-1])
-        bars = {name: before * values for name, values in parts.items()}
+        bars = {name: np.append(base, close[:-1]) * values for name, values in parts.items()}
         bars["close"] = close
-        bars["volume"] = np.where(market.member == index, market.volume, 0).sum(axis=1).astype(float)
+        for name in ("volume", "amount"):
+            bars[name] = np.where(market.member == index, getattr(market, name), 0).sum(axis=1).astype(float)
         result.append(bars)
     return result

@@ -1,26 +1,46 @@
 """The planted signal of the demo market: its latent states, what they pay, and the true expectation of the 5-day label.
 
-Two latent states per stock, `s` ("pressure") and `v` ("attention"), and one of the whole market, `h` (log volatility), are
-independent stationary Gaussian AR(1) processes with unit variance. The drift of day t+1, known at the close of t, is
+The drift of day t+1, known at the close of t, is the sum of five parts, each times its pay-off factor f_part[t] (1; with the
+switch `drift` a fixed path of the date, with `null` 0). All AR(1) states are Gaussian, stationary, of mean 0 and variance 1.
 
-    alpha[t, n] = scale[n] * (PAY_S * (1 + 0.5 tanh h[t]) * s[t, n]
-                              + PAY_V * (1 - 0.5 tanh h[t]) * v[t, n] + PAY_SV * s[t, n] * v[t, n])
+    state     scale[n] * (PAY_S (1 + .5 tanh h[t]) s[t, n] + PAY_V (1 - .5 tanh h[t]) v[t, n] + PAY_SV s[t, n] v[t, n])
+    temporal  scale[n] * PAY_T * q[t, n],      q[t] = rho q[t-1] + sqrt(1 - rho^2) u[t] u[t-3]
+    lead_lag  scale[n] * PAY_L * l[t, industry of n], 0 for the leaders themselves
+    group     PAY_G * z[t, hidden group of n]
+    style     PAY_Y * sum_k x[t, n, k] * p[t, k],  k = size, value, volatility, liquidity, momentum
 
-so the pay-off is mostly linear, its mixture follows the market's state, and heavy attention makes pressure pay more. `s` shows,
-under noise, in the shadows of the daily bar and in past returns (its shocks push the price the other way on their day: a
-reversal); `v` shows in volume. Nothing here reads a file or needs Qlib. The constants are fixed: results on the demo market
-compare only while they stay as they are.
+`s` (pressure), `v` (attention) of each stock and `h` (log volatility) of the market are AR(1). `s` shows under noise in the
+shadows of the bar, and its shocks push the price the other way on their day: a reversal. `v` shows in volume. `u` is independent
+N(0, 1) and shows in the overnight gap: `q` needs the order of days. `l` is an average of the past own shocks of the industry's
+largest stocks (at the start). `z` is AR(1); its shocks show in a return that the group shares. The premia `p` are AR(1) with a
+half-life of 50 days, so that they change sign; their shocks show in the style's return: styles that won go on, then reverse.
+Exposures `x` are fixed (size, volatility, liquidity) or slow AR(1): value shows in book to price, momentum in past own shocks.
+
+Nothing here reads a file or needs Qlib. The constants are fixed: results on the demo market compare only while they stay.
 """
 
 import numpy as np
 
+PARTS = ("state", "temporal", "lead_lag", "group", "style")
+STYLES = ("size", "value", "volatility", "liquidity", "momentum")
 HALF_LIFE_S = 10.0
 HALF_LIFE_V = 8.0
 HALF_LIFE_H = 25.0
-PAY_S = 0.0505
-PAY_V = 0.026
-PAY_SV = 0.014
+HALF_LIFE_T = 4.0
+HALF_LIFE_L = 4.0
+HALF_LIFE_G = 15.0
+HALF_LIFE_PREMIUM = 50.0
+HALF_LIFE_EXPOSURE = {"size": np.inf, "value": 250.0, "volatility": np.inf, "liquidity": np.inf, "momentum": 60.0}
+ORDER_LAG = 3
+PAY_S = 0.0305
+PAY_V = 0.0159
+PAY_SV = 0.0086
+PAY_T = 0.0221
+PAY_L = 0.0242
+PAY_G = 0.00045
+PAY_Y = 0.00021
 STATE_TILT = 0.5
+ROTATION_YEARS = 4.0
 MEAN_RETURN = 0.0005
 LABEL = "Ref($close,-6)/Ref($close,-1)-1"
 LABEL_LAGS = (1, 2, 3, 4, 5)
@@ -50,47 +70,86 @@ def autoregress(shocks: np.ndarray, half_life: float) -> np.ndarray:
     return states
 
 
-def drift(pressure: np.ndarray, attention: np.ndarray, market: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """Expected idiosyncratic return of the NEXT day.
+def order_products(marks: np.ndarray) -> np.ndarray:
+    """u[t] * u[t-3] of the marks u [t, n], 0 on the first three days: the shocks of `q`, uncorrelated over days."""
+    products = np.zeros_like(marks)
+    products[ORDER_LAG:] = marks[ORDER_LAG:] * marks[:-ORDER_LAG]
+    return products
+
+
+def payoff_path(days: np.ndarray, drift: bool = False, null: bool = False) -> np.ndarray:
+    """Pay-off factors [t, parts] on days datetime64[D]: 1; with `drift` sqrt(1 + cos) of the date, a fifth of a turn apart for
+    each part, mean square 1 over four years, the same for every seed; with `null` 0."""
+    turn = (days - np.datetime64("2015-01-01")).astype(float)[:, None] / (365.25 * ROTATION_YEARS)
+    path = np.sqrt(np.maximum(1.0 + np.cos(2.0 * np.pi * (turn + np.arange(len(PARTS)) / len(PARTS))), 0.0))
+    return np.zeros_like(path) if null else path if drift else np.ones_like(path)
+
+
+def daily_parts(states: dict, scale: np.ndarray, path: np.ndarray) -> dict[str, np.ndarray]:
+    """Drift of the NEXT day by part, [t, n] as fractions, known at the close of t.
 
     Args:
-        pressure: [t, n] state s. attention: [t, n] state v. market: [t] state h. scale: [n] daily volatility of the stock.
-
-    Returns:
-        [t, n] return as a fraction per day, known at the close of day t.
+        states: pressure, attention, order, lead, group [t, n]; market_state [t]; premium [t, 5]; exposure: style -> [n] or [t, n].
+        scale: [n] daily volatility of a stock's own noise.
+        path: [t, parts] pay-off factors.
     """
-    tilt = STATE_TILT * np.tanh(market)[:, None]
-    linear = PAY_S * (1.0 + tilt) * pressure + PAY_V * (1.0 - tilt) * attention
-    return scale * (linear + PAY_SV * pressure * attention)
+    tilt = STATE_TILT * np.tanh(states["market_state"])
+    ones = np.ones(len(tilt))
+    styles = {name: ones for name in STYLES}
+    return _pay(states, scale, (1.0 + tilt, 1.0 - tilt, ones, ones, ones, ones, styles), path)
 
 
-def expected_label(pressure: np.ndarray, attention: np.ndarray, market: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """True conditional expectation, at the close of day t, of the return from the close of t+1 to the close of t+6.
+def expected_parts(states: dict, scale: np.ndarray, path: np.ndarray) -> dict[str, np.ndarray]:
+    """True conditional expectation by part, at the close of day t, of the return from the close of t+1 to the close of t+6.
 
-    Sum over the five label days of E[alpha | states at t]: the stock states decay geometrically, E[tanh h] comes by
-    Gauss-Hermite quadrature, and the products separate because the states are independent. First order: compounding within the
-    week (some 1e-5, much alike for all stocks) and the symmetric clipping of returns at the price limit are left out. It is
-    conditional on trading (a suspended day returns zero).
+    Sum over the five label days of E[drift | states at t]: every AR(1) state decays geometrically, independent ones multiply
+    (s v, x p), E[tanh h] comes by Gauss-Hermite quadrature, and of q only rho^k q remains, because every product to come holds a
+    future u of mean 0. First order: compounding within the week (some 1e-5, much alike for all stocks) is left out. Price limits
+    do not bend it: `demo.noise` keeps the mean of a clipped return. It is conditional on trading (a suspended day returns zero).
 
     Args:
-        pressure, attention: [t, n]. market: [t]. scale: [n], as in `drift`.
+        states, scale: as of `daily_parts`. path: [t + 5, parts], the five days after the last one included.
 
     Returns:
-        [t, n] return over five days, as a fraction.
+        part -> [t, n] return over five days, as a fraction; the label's expectation is their sum + 5 MEAN_RETURN.
     """
-    decay_s, decay_v, decay_h = persistence(HALF_LIFE_S), persistence(HALF_LIFE_V), persistence(HALF_LIFE_H)
+    count = len(states["market_state"])
     nodes, weights = np.polynomial.hermite_e.hermegauss(24)
     weights = weights / weights.sum()
-    total_s, total_v, total_sv = np.zeros(len(market)), np.zeros(len(market)), 0.0
+    h = states["market_state"][:, None]
+    half_lives = {"temporal": HALF_LIFE_T, "lead_lag": HALF_LIFE_L, "group": HALF_LIFE_G}
+    s, v, sv, others = 0.0, 0.0, 0.0, {name: 0.0 for name in half_lives}
+    styles = {name: 0.0 for name in STYLES}
+    decay_s, decay_v = persistence(HALF_LIFE_S), persistence(HALF_LIFE_V)
     for lag in LABEL_LAGS:
-        carried = decay_h**lag
-        future = carried * market[:, None] + np.sqrt(1.0 - carried**2) * nodes
-        tilt = STATE_TILT * (np.tanh(future) * weights).sum(axis=1)
-        total_s += decay_s**lag * (1.0 + tilt)
-        total_v += decay_v**lag * (1.0 - tilt)
-        total_sv += (decay_s * decay_v) ** lag
-    linear = PAY_S * total_s[:, None] * pressure + PAY_V * total_v[:, None] * attention
-    return len(LABEL_LAGS) * MEAN_RETURN + scale * (linear + PAY_SV * total_sv * pressure * attention)
+        factor = dict(zip(PARTS, path[lag : lag + count].T, strict=True))
+        carried = persistence(HALF_LIFE_H) ** lag
+        tilt = STATE_TILT * (np.tanh(carried * h + np.sqrt(1.0 - carried**2) * nodes) * weights).sum(axis=1)
+        s = s + factor["state"] * decay_s**lag * (1.0 + tilt)
+        v = v + factor["state"] * decay_v**lag * (1.0 - tilt)
+        sv = sv + factor["state"] * (decay_s * decay_v) ** lag
+        others = {name: others[name] + factor[name] * persistence(half_lives[name]) ** lag for name in others}
+        for name in STYLES:
+            decay = persistence(HALF_LIFE_PREMIUM) * persistence(HALF_LIFE_EXPOSURE[name])
+            styles[name] = styles[name] + factor["style"] * decay**lag
+    sums = (s, v, sv, others["temporal"], others["lead_lag"], others["group"], styles)
+    return _pay(states, scale, sums, np.ones((count, len(PARTS))))
+
+
+def _pay(states: dict, scale: np.ndarray, sums: tuple, path: np.ndarray) -> dict[str, np.ndarray]:
+    """The five parts from coefficients [t] of s, v, s v, q, l, z and of each style's x p."""
+    s, v, sv, order, lead, group, styles = sums
+    factor = dict(zip(PARTS, path.T[:, :, None], strict=True))
+    pressure, attention = states["pressure"], states["attention"]
+    linear = PAY_S * s[:, None] * pressure + PAY_V * v[:, None] * attention
+    style = sum((styles[name] * states["premium"][:, k])[:, None] * states["exposure"][name] for k, name in enumerate(STYLES))
+    return {
+        "state": factor["state"] * scale * (linear + PAY_SV * sv[:, None] * pressure * attention),
+        "temporal": factor["temporal"] * scale * PAY_T * order[:, None] * states["order"],
+        "lead_lag": factor["lead_lag"] * scale * PAY_L * lead[:, None] * states["lead"],
+        "group": factor["group"] * PAY_G * group[:, None] * states["group"],
+        "style": factor["style"] * PAY_Y * style,
+    }
 
 
 def realised_label(adjusted_close: np.ndarray) -> np.ndarray:

@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from qlib_ext.demo.market import INDUSTRIES, Market
+from qlib_ext.demo.market import Market
 from qlib_ext.demo.membership import INDEX_CODES, INDEX_NAMES, index_bars
+from qlib_ext.demo.stocks import INDUSTRIES
 
 
 def make_tables(market: Market) -> dict[str, pd.DataFrame]:
