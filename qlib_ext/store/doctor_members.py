@@ -142,6 +142,11 @@ def weights(store: StoreFiles) -> Section:
     if rows:
         section.table(["index", "days sum is not 1", "days without", "% official", "% float cap", "% cap unknown",
                        "members - bars, % a year", "tracking error"], rows)
+    for name, about in store.metadata.get("weights", {}).items():
+        found = about.get("derived_vs_official") or {}
+        if found.get("dates"):
+            section.lines.append(f"{name}: weights by float cap alone differ from the official ones by "
+                                 f"{100 * found['half_sum_mean']:.0f} % of the index ({found['dates']} dates)")
     for code, about in store.metadata.get("indices", {}).items():
         section.figures[code] = about
         if "against" in about:

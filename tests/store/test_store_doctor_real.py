@@ -41,6 +41,7 @@ def test_what_a_store_can_show_only_as_figures(report):
     assert figures["Index bars"]["SH000300"] == {"days_without": 0, "fields": ["volume"]}
     weights = figures["Index weights"]
     assert weights["csi300"]["sources"]["official"] > 0.99 and weights["csi1000"]["sources"]["official"] == 0
+    assert 0.1 < weights["csi300"]["derived_vs_official"]["half_sum_mean"] < 0.3
     assert 0.01 < weights["csi300"]["return_over_index_bars"] < 0.04, "dividends, and the members that are gone"
     assert figures["Prices and units"]["amount_over_volume_times_close"] == pytest.approx(1, abs=0.01)
 
