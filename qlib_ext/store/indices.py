@@ -16,7 +16,7 @@ DAYS_PER_YEAR = 365.25
 
 
 class Derived(NamedTuple):
-    """One derived index: `level [t]` on calendar days from `start` on, float64, NaN on days that no known weight precedes."""
+    """One derived index: `level [t]` on calendar days from `start` on, float64, NaN on days without a weight before."""
 
     start: int
     level: np.ndarray
