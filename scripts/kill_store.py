@@ -4,8 +4,8 @@
 Each round starts with the old store, lets a child run `python -m qlib_ext.store ingest` with --overwrite or --append (in turns),
 kills it (SIGKILL) at a random moment, and compares every byte of the store with the old and the new one, made without a kill.
 Two rounds of four are killed at any moment of the whole duration, two within NEAR seconds of the metadata being written, which
-is just before the stores are exchanged. Then a complete ingestion of the old tables must bring the old store back and clear what the dead one left.
-Exit status 1 at the first mixture. Run: `python scripts/kill_store.py [--times 50]`
+is just before the stores are exchanged. Then a complete ingestion of the old tables must bring the old store back and clear what
+the dead one left. Exit status 1 at the first mixture. Run: `python scripts/kill_store.py [--times 50]`
 """
 
 import argparse
@@ -147,11 +147,12 @@ def run(place: Path, times: int, seed: int, stocks: int) -> int:
         ended = os.waitpid(child, 0)[1] == 0
         state = state_of(out, known)
         beside = ", ".join(leftovers(out.parent)).replace(f"-{child}", "") or "nothing"
-        print(f"{number + 1:>5}  {name:9}  {moment:7.2f} s  {seconds:6.2f} s  {state:9}  {beside}{' (had ended)' * ended}", flush=True)
+        print(f"{number + 1:>5}  {name:9}  {moment:7.2f} s  {seconds:6.2f} s  {state:9}  {beside}{' (had ended)' * ended}",
+              flush=True)  # fmt: skip
         found[f"{name}: {state}"] += 1
         if not state.startswith("MIXTURE"):
             finish(restore, log)
-            state = "" if state_of(out, {next(iter(known)): ""}) == "" else "MIXTURE: the next run did not bring the old store back"
+            state = state_of(out, {next(iter(known)): "old store"})
             state = f"MIXTURE: the next run left {leftovers(out.parent)}" if leftovers(out.parent) else state
         if state.startswith("MIXTURE"):
             print(state)

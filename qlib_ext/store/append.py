@@ -130,8 +130,8 @@ def _add_events(name: str, stored: pd.DataFrame, given: pd.DataFrame, faults: Li
         if not equal.all():
             row = int(np.argmin(equal))
             where = ", ".join(f"{part} {str(both[part][row])[:10]}" for part in key)
-            faults.append(f"table {name}: {int((~equal).sum())} rows change the past in column {column}, first {where}: {old[row]} "
-                          f"stored, {new[row]} given; give the stored value, or a later row if it was revised")  # fmt: skip
+            faults.append(f"table {name}: {int((~equal).sum())} rows change the past in column {column}, first {where}: "
+                          f"{old[row]} stored, {new[row]} given; give the stored value, or a later row if it was revised")
     more = list(given.columns.difference(stored.columns, sort=False))
     known = stored.merge(given[key + more], on=key, how="left") if more else stored
     return pd.concat([known, given[~_rows_in(given, stored, key)]], ignore_index=True)
@@ -171,7 +171,8 @@ class AppendWriter(StoreWriter):
         self._changed += [f"{code} would leave {name} from {start} on" for code, start in old if (code, start) not in new]
         if name in _OF_BARS:
             return
-        self._changed += [f"{code} would join {name} on {start}" for code, start in new if (code, start) not in old and start <= last]
+        self._changed += [f"{code} would join {name} on {start}" for code, start in new
+                          if (code, start) not in old and start <= last]  # fmt: skip
         self._changed += [f"{code} would be in {name} until {new[code, start]}, not {end}" for (code, start), end in old.items()
                           if (code, start) in new and min(end, last) != min(new[code, start], last)]  # fmt: skip
 
@@ -200,7 +201,8 @@ class AppendWriter(StoreWriter):
         if self._changed:
             weights = any("_weight of" in change for change in self._changed)
             faults.append(f"{len(self._changed)} changes in {self.out} up to {self._past[-1]}, its last day, first: "
-                          f"{self._changed[0]}. Append takes what is new only; to change the past ingest all days again{_HINT * weights}")
+                          f"{self._changed[0]}. Append takes what is new only; to change the past ingest all days again"
+                          + _HINT * weights)  # fmt: skip
         gone = sorted(self._files() - set(self.digests))
         if gone:
             faults.append(f"{len(gone)} files of {self.out} would be gone, first {gone[0]}: the new rows take away what it was "

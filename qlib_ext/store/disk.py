@@ -53,8 +53,8 @@ def disk_fault(error: OSError, out: Path, needed: int = 0) -> Exception:
         return DataError(_no_room(out, needed) + f" ({error.strerror or error})")
     if error.errno in _NOT_ALLOWED:
         place = error.filename or out
-        return DataError(f"no permission to write {place} ({error.strerror or error}); nothing was changed: give --out in a folder "
-                         "you may write")  # fmt: skip
+        return DataError(f"no permission to write {place} ({error.strerror or error}); nothing was changed: give --out in a "
+                         "folder you may write")  # fmt: skip
     return error
 
 

@@ -102,8 +102,9 @@ def publish_store(out: Path, data: Dict[str, Table], settings: Settings, history
 
 def _size_on_disk(content: Content, data: Dict[str, Table]) -> int:
     """About how many bytes the store takes: 4 a cell, half a block a file, 2 a value of the compressed tables."""
-    grids = ((content.grid, content.fields), (content.index_grid, content.index_fields), (content.other_grid, content.other_fields))
-    grids = [(grid, len(fields)) for grid, fields in grids if grid is not None]
+    parts = ((content.grid, content.fields), (content.other_grid, content.other_fields),
+             (content.index_grid, content.index_fields))  # fmt: skip
+    grids = [(grid, len(fields)) for grid, fields in parts if grid is not None]
     files, cells = sum(len(grid.codes) * count for grid, count in grids), sum(grid.size * count for grid, count in grids)
     return 4 * cells + files * _BLOCK // 2 + sum(2 * len(table) * len(TABLES[name].columns) for name, table in data.items())
 

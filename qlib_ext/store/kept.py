@@ -53,8 +53,8 @@ def kept_tables(store: Path) -> Dict[str, pd.DataFrame]:
     if metadata is None:
         raise DataError(f"store {store} was not made by qlib_ext and keeps no tables to compute new days from; ingest all days")
     if metadata["format"] < 2:
-        raise DataError(f"store {store} has format {metadata['format']}, which keeps no tables to compute new days from; ingest all "
-                        "days again")  # fmt: skip
+        raise DataError(f"store {store} has format {metadata['format']}, which keeps no tables to compute new days from; "
+                        "ingest all days again")  # fmt: skip
     frames = {}
     for name, published in metadata["table_digests"].items():
         file = store / "tables" / f"{name}.parquet"

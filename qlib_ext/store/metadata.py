@@ -123,10 +123,10 @@ def check_files(path: Union[str, Path]) -> None:
     metadata, store = read_metadata(path), Path(path).expanduser()
     if metadata is None or metadata["format"] < 2:
         raise DataError(f"store {store} does not record what its files held; ingest the tables again")
-    files = [file for folder in ("calendars", "instruments", "features") for file in (store / folder).rglob("*") if file.is_file()]
-    found = combine({file.relative_to(store).as_posix(): digest(file.read_bytes()) for file in files}, metadata["settings"])
-    tables = {file.stem: digest(file.read_bytes()) for file in (store / "tables").iterdir()}
-    faults = [] if found == metadata["fingerprint"] else ["calendars, instruments and features"]
+    found = (file for folder in ("calendars", "instruments", "features") for file in (store / folder).rglob("*"))
+    digests = {file.relative_to(store).as_posix(): digest(file.read_bytes()) for file in found if file.is_file()}
+    tables = {file.stem: digest(file.read_bytes()) for file in (store / "tables").glob("*")}
+    faults = [] if combine(digests, metadata["settings"]) == metadata["fingerprint"] else ["calendars, instruments and features"]
     faults += [f"table {name}" for name in sorted(set(tables) | set(metadata["table_digests"]))
                if tables.get(name) != metadata["table_digests"].get(name)]
     if faults:

@@ -134,8 +134,8 @@ def check_goal(out: Path, overwrite: bool) -> None:
 
 
 class StoreWriter:
-    """Fills a folder beside `out`; `publish` puts it in the place of `out`; leaving without it removes the folder, leaving after it
-    removes the store that was replaced. `needed`: about how many bytes will be written.
+    """Fills a folder beside `out`; `publish` puts it in the place of `out`; leaving without it removes the folder, leaving after
+    it removes the store that was replaced. `needed`: about how many bytes will be written.
 
     Use inside a `StoreLock`. Feature and calendar files go through Qlib's own storage classes; instruments files are written
     here, since Qlib 0.9.7 writes their columns in an order it cannot read back (start, end, code).
