@@ -194,8 +194,8 @@ def _to_texts(column: pd.Series) -> np.ndarray:
     """Texts as str, None where missing; whole numbers without a decimal point. object [r]"""
     if pd.api.types.is_float_dtype(column) and (column.dropna() % 1 == 0).all():
         column = column.astype("Int64")
-    text = column.astype(object).map(str, na_action="ignore")
-    return text.where(column.notna(), None).to_numpy(dtype=object)
+    place, values = pd.factorize(column)
+    return np.array([*map(str, values), None], dtype=object)[place]
 
 
 def _factorize(column: pd.Series):
@@ -213,13 +213,14 @@ def _factorize(column: pd.Series):
 
 def _to_days(table: str, name: str, column: pd.Series, broken: List[str]) -> np.ndarray:
     """Days, NaT where missing or unreadable; times of day are noted in `broken`. datetime64[D] [r]"""
-    if not pd.api.types.is_datetime64_any_dtype(column):
-        text = pd.Series(_to_texts(column), index=column.index)
-        compact = text.dropna().astype(str).str.fullmatch(r"\d{8}").all()
-        column = pd.to_datetime(text, format="%Y%m%d" if compact else None, errors="coerce")
-    column = column.dt.tz_localize(None)
-    days = column.to_numpy().astype("datetime64[D]")
-    with_time = int((column.to_numpy() != days)[~np.isnat(days)].sum())
+    place, values = pd.factorize(column)
+    times = pd.Series(values)
+    if not pd.api.types.is_datetime64_any_dtype(times):
+        texts = pd.Series(_to_texts(times), dtype=str)
+        times = pd.to_datetime(texts, format="%Y%m%d" if texts.str.fullmatch(r"\d{8}").all() else None, errors="coerce")
+    times = times.dt.tz_localize(None).to_numpy()
+    days = times.astype("datetime64[D]")
+    with_time = int(np.append((times != days) & ~np.isnat(days), False)[place].sum())
     if with_time:
         broken.append(f"table {table}: {with_time} values of column {name} carry a time of day; give plain dates")
-    return days
+    return np.append(days, np.datetime64("NaT"))[place]
