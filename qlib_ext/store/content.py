@@ -59,6 +59,7 @@ class Content:
         self._industry(data.get("industry"))
         self._reports(data.get("fundamentals"))
         self._indices(data, index_names, prices, float_cap)
+        self._log()
 
     def _bar_fields(self, bars: Table):
         """Grid, prices and fields of some instruments of table bars."""
@@ -155,6 +156,28 @@ class Content:
         if "against" in about:
             logger.info("%s against %s, %s..%s: %+.2f points a year, daily differences of %.3f points", code, about["against"],
                         *about["compared"][:2], 100 * about["annual_difference"], 100 * about["tracking_difference"])  # fmt: skip
+
+    def _log(self) -> None:
+        """Say what was made of the tables and what had to stand in."""
+        counts, info, warning = self.counts, logger.info, logger.warning
+        if counts["codes_of_unknown_kind"]:
+            warning("table bars: %d codes of no known kind count as stocks without price limits; give them in table instruments, or "
+                    "drop them", counts["codes_of_unknown_kind"])  # fmt: skip
+        if counts.get("limit_st_unknown_cells"):
+            share = 100 * counts["limit_st_unknown_cells"] / counts["limit_cells"]
+            warning("limit prices: special treatment is unknown on %.1f %% of the stock-days, which take the wider limits", share)
+        if "reports" in counts:
+            info("reports: %d, %d of them restated, %d published after a later period's; %d stocks have none", counts["reports"],
+                 counts["reports_restated"], counts["reports_late"], counts["stocks_without_reports"])  # fmt: skip
+        if counts.get("ex_dates_left_out"):
+            warning("table dividends: left out %d of %d ex-dates, on which the stock has no day in the bars",
+                    counts["ex_dates_left_out"], counts["ex_dates_left_out"] + counts["ex_dates"])  # fmt: skip
+        for name, about in self.weights.items():
+            found = about.get("derived_vs_official", {"dates": 0})
+            if found["dates"]:
+                info("%s: weights by float cap alone differ from the official ones by %.1f %% of the index (half the sum of "
+                     "differences, mean of %d dates, at most %.1f %%), for one member by at most %.2f %%", name,
+                     100 * found["half_sum_mean"], found["dates"], 100 * found["half_sum_max"], 100 * found["largest"])  # fmt: skip
 
     def instruments(self) -> Dict[str, dict]:
         """Instruments files: name -> code -> list of (start, end inclusive)."""

@@ -1,6 +1,7 @@
 """What an ingested store holds, against expectations computed here row by row."""
 
 import json
+import logging
 
 import numpy as np
 import pandas as pd
@@ -181,6 +182,21 @@ def test_funds_and_bonds_have_bars_and_files_of_their_own(tables, tmp_path):
     limit = read_field(store, "SH510300", "limit_up") / read_field(store, "SH510300", "factor")
     thousandths = (limit * 1000).dropna().to_numpy(dtype=float)
     assert np.abs(thousandths - thousandths.round()).max() < 0.01 and (thousandths.round() % 10 != 0).any()
+
+
+def test_what_stands_in_is_said(tables, tmp_path, caplog):
+    """Unknown ST, a code of no known kind, ex-dates without a day, reports and the comparison of weights are in the log."""
+    bars = tables["bars"]
+    tables["bars"] = pd.concat([bars, bars[bars["instrument"] == "SH600000"].assign(instrument="SH900901")], ignore_index=True)
+    more = pd.DataFrame({"instrument": ["SH600000"], "ex_date": pd.Timestamp("2020-02-01"), "cash": 0.1, "bonus": 0.0})
+    tables["dividends"] = pd.concat([tables["dividends"], more], ignore_index=True)
+    with caplog.at_level(logging.INFO, logger="qlib_ext.store"):
+        store = ingest(tables, tmp_path / "store", index_names=("csi300",))
+    for text in ("1 codes of no known kind count as stocks", "special treatment is unknown on 12.3 %", "left out 1 of 4 ex-dates",
+                 "reports: 15, 1 of them restated", "csi300: weights by float cap alone differ"):
+        assert text in caplog.text, text
+    assert "SH900901" in (store / "instruments" / "all.txt").read_text()
+    assert read_field(store, "SH900901", "limit_up").isna().all()
 
 
 def test_stocks_stop_at_their_last_bar(tables, tmp_path):
