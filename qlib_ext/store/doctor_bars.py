@@ -152,16 +152,16 @@ def _listed_days(store: StoreFiles) -> np.ndarray:
 
 
 def limits(store: StoreFiles) -> Section:
-    """Bars above limit_up or below limit_down, by more than rounding."""
+    """Bars above limit_up or below limit_down by more than a tick: the reference price of an ex-date is known to a tick only."""
     section = Section("Bars against their price limits")
     if not {"limit_up", "limit_down", "high", "low"} <= set(store.fields):
         section.lines.append("the store has no limit prices")
         return section
-    slack = 0.4 * TICK * (store.panel("factor") if "factor" in store.fields else 1)
+    tick = TICK * (store.panel("factor") if "factor" in store.fields else 1)
     up, down = store.panel("limit_up"), store.panel("limit_down")
     high, low = store.panel("high"), store.panel("low")
-    outside = store.traded & ((high > up * (1 + 1e-6) + slack) | (low < down * (1 - 1e-6) - slack))
-    at_limit = store.traded & ((store.close >= up - slack) | (store.close <= down + slack))
+    outside = store.traded & ((high > up + 1.1 * tick) | (low < down - 1.1 * tick))
+    at_limit = store.traded & ((store.close >= up - 0.4 * tick) | (store.close <= down + 0.4 * tick))
     known = store.by_year(store.traded & np.isfinite(up))
     section.figures = {"outside": int(outside.sum()), "closes_at_limit": {
         year: float(count.sum() / max(known[year].sum(), 1)) for year, count in store.by_year(at_limit).items()}}
