@@ -42,6 +42,7 @@ def check_tables(tables: Dict[str, Table], vwap: str) -> dict:
         faults.append(
             f"tables bars and index_bars share {len(both)} codes, first {both[0]}: a code is either a stock or an index; drop one"
         )
+    faults += _kind_faults(tables)
     if vwap == "amount" and "amount" not in tables["bars"].numbers:
         faults.append("table bars has no column amount, which vwap 'amount' needs: give the column or choose vwap 'typical'")
     units_checked = {}
@@ -51,6 +52,20 @@ def check_tables(tables: Dict[str, Table], vwap: str) -> dict:
     if faults:
         raise DataError("the tables cannot be ingested:\n  " + "\n  ".join(faults))
     return units_checked
+
+
+def _kind_faults(tables: Dict[str, Table]) -> List[str]:
+    """Codes whose kind says index though their bars are not in index_bars, or the other way round."""
+    if "instruments" not in tables:
+        return []
+    table, faults = tables["instruments"], []
+    is_index = np.array([kind == "index" for kind in table.texts["kind"]], dtype=bool)
+    for name, wrong in (("bars", is_index), ("index_bars", ~is_index)):
+        codes = np.intersect1d(table.codes[table.code[wrong & (table.code >= 0)]], tables[name].codes)
+        if len(codes):
+            faults.append(f"table instruments: the kind of {len(codes)} codes does not fit table {name}, which has their bars, "
+                          f"first {codes[0]}; correct the kind (index in index_bars, the others in bars)")  # fmt: skip
+    return faults
 
 
 class _Faults:
@@ -194,8 +209,8 @@ def _check_membership(table: Table, found: _Faults) -> None:
         other = earlier[(both[: again[0] + 1] == both[again[0]]) & (end[earlier] >= start[row])][0]
         found.faults.append(
             f"table membership: {len(again)} span{'s' * (len(again) > 1)} of a code overlapping another of its spans in the same "
-            f"index, first {table.instrument(row)} in {names[index[row]]}: {start[other]}..{end[other]} and {start[row]}..{end[row]}; "
-            "keep one of them or cut it (both days of a span are inclusive)")  # fmt: skip
+            f"index, first {table.instrument(row)} in {names[index[row]]}: {start[other]}..{end[other]} and "
+            f"{start[row]}..{end[row]}; keep one of them or cut it (both days of a span are inclusive)")  # fmt: skip
 
 
 def _check_industry(table: Table, found: _Faults) -> None:
@@ -225,8 +240,8 @@ def _check_index_weights(table: Table, found: _Faults) -> None:
         unit = weight_unit(part.to_numpy())
         if unit is not None and table.unit not in (None, unit):
             found.faults.append(
-                f"table index_weights: declared as {table.unit}, but the weights of {name} sum to {part.iloc[0]:g}, which is {unit}: "
-                f"write `unit: {unit}` in the column mapping, or correct the weights")  # fmt: skip
+                f"table index_weights: declared as {table.unit}, but the weights of {name} sum to {part.iloc[0]:g}, which is "
+                f"{unit}: write `unit: {unit}` in the column mapping, or correct the weights")  # fmt: skip
         if unit is None:
             share = (part / 100 - 1).abs() if part.median() > 10 else (part - 1).abs()
             day = share.idxmax()[1]

@@ -57,8 +57,8 @@ def write_tushare(folder) -> None:
     bars["vol"], bars["amount"] = bars["volume"] / 100, bars["amount"] / 1000
     bars = bars.rename(columns={"factor": "adj_factor", "turnover": "turnover_rate"})
     bars.drop(columns=["instrument", "date", "volume"]).assign(pre_close=1.0).to_csv(folder / "daily.csv", index=False)
-    index = tables["index_bars"].assign(ts_code=behind(tables["index_bars"]["instrument"]), vol=tables["index_bars"]["volume"] / 100)
-    index["trade_date"] = compact(index["date"])
+    index = tables["index_bars"].assign(vol=tables["index_bars"]["volume"] / 100)
+    index["ts_code"], index["trade_date"] = behind(index["instrument"]), compact(index["date"])
     index.drop(columns=["instrument", "date", "volume"]).to_csv(folder / "index_daily.csv", index=False)
     members = tables["membership"].assign(con_code=behind(tables["membership"]["instrument"]))
     members["index_code"] = members["index"].map({"csi300": "000300.SH", "csi500": "000905.SH"})
@@ -67,8 +67,9 @@ def write_tushare(folder) -> None:
     weights["trade_date"] = compact(weights["date"])
     weights[["con_code", "trade_date", "weight"]].to_csv(folder / "index_weight.csv", index=False)
     shares = tables["float_shares_monthly"]
-    basic = pd.DataFrame({"ts_code": behind(shares["instrument"]), "trade_date": compact(shares["month"]), "method": shares["method"],
-                          "float_share": shares["float_shares"] / 1e4, "total_share": shares["total_shares"] / 1e4})  # fmt: skip
+    basic = pd.DataFrame({"ts_code": behind(shares["instrument"]), "trade_date": compact(shares["month"]),
+                          "method": shares["method"]})
+    basic["float_share"], basic["total_share"] = shares["float_shares"] / 1e4, shares["total_shares"] / 1e4
     basic.to_csv(folder / "daily_basic.csv", index=False)
     reports = tables["fundamentals"].assign(ts_code=behind(tables["fundamentals"]["instrument"]))
     names = {"period_end": "end_date", "announcement": "f_ann_date", "sales": "total_revenue", "net_profit": "n_income"}
@@ -120,10 +121,12 @@ def test_codes_that_are_not_spelled_like_the_example_are_refused():
 
 def test_members_and_underlying_stocks_are_codes_too():
     tables = make_tables()
-    tables["etf_baskets"] = pd.DataFrame({"instrument": ["510300.SH"], "date": "2020-01-02", "member": ["000001.SZ"], "weight": 10})
+    tables["etf_baskets"] = pd.DataFrame(
+        {"instrument": ["510300.SH"], "date": "2020-01-02", "member": ["000001.SZ"], "weight": 10})  # fmt: skip
     mapping = {"etf_baskets": {"code": "600000.SH", "scale": {"weight": 0.01}}}
     table = read_tables(tables, mapping)["etf_baskets"]
-    assert table.instrument(0) == "SH510300" and table.texts["member"].tolist() == ["SZ000001"] and table.numbers["weight"] == [0.1]
+    assert table.instrument(0) == "SH510300" and table.texts["member"].tolist() == ["SZ000001"]
+    assert table.numbers["weight"] == [0.1]
 
 
 @pytest.mark.parametrize("mapping, words", [
@@ -160,7 +163,7 @@ def test_all_faults_of_a_mapping_come_at_once():
     assert len(str(caught.value).splitlines()) == 5
 
 
-@pytest.mark.parametrize("text, words", [("bars: [", "is no YAML"), ("- bars", "holds no entry per table"), ("", "holds no entry")])
+@pytest.mark.parametrize("text, words", [("bars: [", "is no YAML"), ("- bars", "holds no entry per table"), ("", "no entry")])
 def test_files_that_are_no_mapping(tmp_path, text, words):
     (tmp_path / "map.yaml").write_text(text)
     with pytest.raises(ConfigError, match=words):

@@ -24,7 +24,8 @@ def make_market(seed: int = 0) -> pd.DataFrame:
     frames = []
     for place, code in enumerate(CODES):
         factor, count = np.full(len(days), 1.0 + 0.5 * place), len(days)
-        for day, size in zip(generator.choice(np.arange(20, count - 20), 4, replace=False), [1.03, *generator.uniform(1.15, 1.6, 3)]):
+        changes = generator.choice(np.arange(20, count - 20), 4, replace=False)
+        for day, size in zip(changes, [1.03, *generator.uniform(1.15, 1.6, 3)]):
             factor[day:] *= size
         close = 20 * np.exp(np.cumsum(0.025 * generator.standard_normal(count))) / factor * factor[0]
         spread = generator.uniform(0.97, 1.03, (count, 2))
@@ -56,8 +57,8 @@ def multiplied(rows, **factors):
 def faults(bars, float_shares=FLOAT, **mapping):
     tables = make_tables()
     shares = pd.DataFrame({"instrument": CODES, "month": "2017-12-31", "float_shares": float_shares})
-    source = {"bars": bars, "index_bars": tables["index_bars"], "membership": tables["membership"], "float_shares_monthly": shares}
-    data = read_tables(source, {"bars": mapping} if mapping else None)
+    others = {name: tables[name] for name in ("index_bars", "membership")}
+    data = read_tables({"bars": bars, "float_shares_monthly": shares, **others}, {"bars": mapping} if mapping else None)
     return check_units(data["bars"], data["float_shares_monthly"])[0]
 
 
