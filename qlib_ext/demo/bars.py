@@ -11,7 +11,9 @@ LEAST_PRICE, LEAST_PRICE_DAYS = 1.0, 20
 CASH_CHANCE, CASH_SHARE = 0.04, 0.04
 VOLUME_TILT, VOLUME_NOISE, VOLUME_MOVE, VOLUME_INTEREST = 0.36, 0.30, 0.30, 0.45
 LARGEST_TURNOVER = 0.45
-PRICES = ("open", "high", "low", "close")
+KEPT = ("open", "high", "low", "close", "factor", "cash", "bonus")
+KEPT += ("float_shares", "float_shares_after", "total_shares", "total_shares_after")
+PATHS = ("returns", "gap", "upper", "lower", "beyond")
 
 
 def trade(days: np.ndarray, month_end: np.ndarray, listed: np.ndarray, static: dict, status: dict, paths: dict, draws) -> dict:
@@ -24,58 +26,54 @@ def trade(days: np.ndarray, month_end: np.ndarray, listed: np.ndarray, static: d
     listing.
 
     Args:
-        days, month_end: [t]. listed: [t, n], apart from the listings that low prices end. static: attributes by stock. status: as of `paths.make_paths`. paths: latent paths.
-        draws: [t, 8, n] uniform numbers for the events.
+        days, month_end: [t]. static: attributes by stock. status: as of `paths.make_paths`. paths: latent paths.
+        listed: [t, n], apart from the listings that low prices end. draws: [t, 8, n] uniform numbers for the events.
 
     Returns:
         listed, trading, open, high, low, close, factor, cash, bonus (per old share on the ex-date, else 0), float_shares,
         float_shares_after, total_shares, total_shares_after; NaN outside the listing.
     """
-    shape = listed.shape
-    names = PRICES + ("factor", "cash", "bonus", "float_shares", "float_shares_after", "total_shares", "total_shares_after")
-    result = {name: np.full(shape, np.nan) for name in names}
-    result.update(listed=np.zeros(shape, dtype=bool), trading=np.zeros(shape, dtype=bool))
-    calendar_month = days.astype("datetime64[M]").astype(int) % 12 + 1
+    month = days.astype("datetime64[M]").astype(int) % 12 + 1
     years = days.astype("datetime64[Y]").astype(int)
     up, down = price_limits(status["board"], status["is_st"], status["listed_days"], days[:, None])
-    close, factor = static["price"].copy(), np.ones(shape[1])
-    floating, total = static["float_shares"].copy(), static["total_shares"].copy()
-    remaining, paid_year, cheap = (np.zeros(shape[1], dtype=int) for _ in range(3))
-    bonus = np.zeros(shape[1])
-    for day in range(shape[0]):
-        draw, here = draws[day], listed[day] & (cheap < LEAST_PRICE_DAYS)
+    count = listed.shape[1]
+    close, factor, floating, total = static["price"].copy(), np.ones(count), static["float_shares"], static["total_shares"]
+    remaining, paid_year, cheap, bonus = np.zeros((4, count))
+    result = {name: np.full(listed.shape, np.nan) for name in KEPT}
+    result.update(listed=np.zeros(listed.shape, dtype=bool), trading=np.zeros(listed.shape, dtype=bool))
+    for day, draw in enumerate(draws):
+        here = listed[day] & (cheap < LEAST_PRICE_DAYS)
         seasoned = here & (listed[day - 1] if day else False)
-        start = seasoned & (remaining == 0) & (bonus == 0) & (draw[0] < SUSPENSION_RATE)
-        remaining = np.where(start, 1 + np.floor(-6.0 * np.log1p(-draw[1])).astype(int), remaining)
-        trading = here & (remaining == 0)
-        remaining = np.maximum(remaining - 1, 0)
-        pays = trading & seasoned & (bonus == 0) & (paid_year != years[day]) & (calendar_month[day] in (6, 7))
-        cash = np.where(pays & (draw[2] < CASH_CHANCE), np.round(close * CASH_SHARE * draw[3] ** 2, 2), 0.0)
+        starts = seasoned & (remaining == 0) & (bonus == 0) & (draw[0] < SUSPENSION_RATE)
+        remaining = np.where(starts, 1 + np.floor(-6.0 * np.log1p(-draw[1])), remaining)
+        trading, remaining = here & (remaining == 0), np.maximum(remaining - 1, 0)
+        pays = trading & seasoned & (bonus == 0) & (paid_year != years[day]) & (month[day] in (6, 7)) & (draw[2] < CASH_CHANCE)
+        cash = np.where(pays, np.round(close * CASH_SHARE * draw[3] ** 2, 2), 0.0)
         paid_year = np.where(cash > 0, years[day], paid_year)
         base = (close - cash) / (1.0 + bonus)
         factor = np.where(trading & (close != base), factor * (close / base), factor)
-        prices = _bar(base, limit_prices(base, up[day], down[day]), (up[day], down[day]), paths, day)
+        prices = _bar(base, (up[day], down[day]), {name: paths[name][day] for name in PATHS})
         close = np.where(trading, prices["close"], close)
-        for name, value in prices.items():
-            result[name][day] = np.where(trading, value, np.where(here, close, np.nan))
-        result["listed"][day], result["trading"][day] = here, trading
-        cheap = np.where(here & trading, np.where(close < LEAST_PRICE, cheap + 1, 0), cheap)
-        known = {"factor": factor, "cash": cash, "bonus": bonus, "float_shares": floating, "total_shares": total}
-        bonus = np.zeros(shape[1])
+        cheap = np.where(trading, np.where(close < LEAST_PRICE, cheap + 1, 0), cheap)
+        known = {name: np.where(trading, price, close) for name, price in prices.items()}
+        known.update(factor=factor, cash=cash, bonus=bonus, float_shares=floating, total_shares=total)
+        bonus = np.zeros(count)
         if month_end[day]:
-            bonus, unlocked = _new_shares(calendar_month[day], close, trading & (static["last_day"] > days[day] + 14) & (cheap == 0), draw)
+            stays = trading & (static["last_day"] > days[day] + 14) & (cheap == 0)
+            bonus, unlocked = _new_shares(month[day], close, stays, draw)
             total = np.round(total * (1.0 + bonus))
             floating = np.minimum(np.round(floating * (1.0 + bonus) * (1.0 + unlocked)), total)
         known.update(float_shares_after=floating, total_shares_after=total)
         for name, value in known.items():
             result[name][day] = np.where(here, value, np.nan)
+        result["listed"][day], result["trading"][day] = here, trading
     return result
 
 
-def _bar(base: np.ndarray, prices: tuple, limits: tuple, paths: dict, day: int) -> dict:
-    """Rounded OHLC [n] around the reference price, all within the limit prices; a return at its limit closes at the limit price."""
-    ceiling, floor = np.where(np.isnan(prices[0]), np.inf, prices[0]), np.where(np.isnan(prices[1]), 0.01, prices[1])
-    path = {name: paths[name][day] for name in ("returns", "gap", "upper", "lower", "beyond")}
+def _bar(base: np.ndarray, limits: tuple, path: dict) -> dict:
+    """Rounded OHLC [n] around the reference price, inside the limit prices; a return at its limit closes at the limit price."""
+    highest, lowest = limit_prices(base, *limits)
+    ceiling, floor = np.where(np.isnan(highest), np.inf, highest), np.where(np.isnan(lowest), 0.01, lowest)
     close = np.clip(np.round(base * (1.0 + path["returns"]), 2), floor, ceiling)
     close = np.where(path["returns"] >= limits[0], ceiling, np.where(path["returns"] <= -limits[1], floor, close))
     start = np.clip(np.round(base * (1.0 + path["gap"]), 2), floor, ceiling)

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 from qlib_ext.demo.market import GENERATOR, make_market
+from qlib_ext.demo.membership import INDEX_NAMES
 from qlib_ext.demo.tables import write_tables
 from qlib_ext.demo.truth import STATEMENT, truth_summary, truth_table
 from qlib_ext.errors import DataError
@@ -15,36 +16,41 @@ from qlib_ext.store import read_metadata
 logger = logging.getLogger("qlib_ext.demo")
 
 
-def build_demo(out: str | Path, seed: int = 0, overwrite: bool = False) -> Path:
+def build_demo(out: str | Path, seed: int = 0, overwrite: bool = False, drift: bool = False, null: bool = False) -> Path:
     """Generate the demo market and ingest it into a store at `out`; returns the store's folder.
 
     Beside the store lie `<out>.truth.parquet` (date, instrument, expected: the true conditional expectation of the 5-day label)
-    and `<out>.truth.json` (seed, definition, best possible IC by universe and year). The JSON file is written last and carries
-    the store's fingerprint: a build that was interrupted is noticed and made again. A complete store of the same seed is left
-    as it is.
+    and `<out>.truth.json` (seed, switches, definition, best possible IC by universe and year, and of each part of the signal,
+    counts of special cases). The JSON file is written last and carries the store's fingerprint: a build that was interrupted is
+    noticed and made again. A complete store of the same seed and switches is left as it is; one that an older version of the
+    generator made is replaced.
 
     Args:
         out: folder of the store; `~` is understood.
         seed: seed of the market.
         overwrite: replace a demo store (never a store of other data).
+        drift, null: switches of `make_market`.
 
     Raises:
-        DataError: `out` holds data that are not generated, or a complete demo store of another seed while `overwrite` is false.
+        ConfigError: both switches.
+        DataError: `out` holds data that are not generated, or a complete demo store of another seed or other switches while
+            `overwrite` is false.
     """
     from qlib_ext.store.ingest import ingest
 
     out = Path(out).expanduser().absolute()
     truth_file, table_file = truth_paths(out)
     _check_goal(out)
-    if _is_finished(out, seed, overwrite):
+    if _is_finished(out, seed, {"drift": bool(drift), "null": bool(null)}, overwrite):
         logger.info("demo store %s is there already (seed %d); nothing to do", out, seed)
         return out
+    market = make_market(seed, drift=drift, null=null)
     out.parent.mkdir(parents=True, exist_ok=True)
-    market = make_market(seed)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.demo-", dir=out.parent) as folder:
         truth_file.unlink(missing_ok=True)
         tables = write_tables(market, Path(folder) / "tables")
-        ingest(tables, out, overwrite=True, generated=True)
+        sizes = dict(zip(INDEX_NAMES, market.index_sizes, strict=True))
+        ingest(tables, out, overwrite=True, generated=True, index_sizes=sizes)
         summary = truth_summary(market, read_metadata(out)["fingerprint"])
         truth_table(market).to_parquet(Path(folder) / "truth.parquet", index=False)
         (Path(folder) / "truth.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
@@ -84,15 +90,24 @@ def _check_goal(out: Path) -> None:
         raise DataError(f"{out} holds a store of data that are not generated; it is left alone: give another --out")
 
 
-def _is_finished(out: Path, seed: int, overwrite: bool) -> bool:
-    """Whether the finished demo store of this seed and generator is there and may stay."""
+def _is_finished(out: Path, seed: int, switches: dict[str, bool], overwrite: bool) -> bool:
+    """Whether the finished demo store of this seed, these switches and this generator is there and may stay."""
     summary = None if overwrite else read_truth(out)
     if summary is None:
         return False
-    found = (summary.get("seed"), summary.get("generator"))
-    if found != (seed, GENERATOR):
+    generator = summary.get("generator", 0)
+    if generator < GENERATOR:
+        logger.warning("the demo store at %s was made by generator version %s; it is generated data and is replaced by that of "
+                       "version %s", out, generator, GENERATOR)  # fmt: skip
+        return False
+    found = (summary.get("seed"), summary.get("switches"), generator)
+    if found != (seed, switches, GENERATOR):
         raise DataError(
-            f"the demo store at {out} has seed {found[0]} and generator version {found[1]}, asked are {seed} and {GENERATOR}; "
-            "give --overwrite to replace it, or another --out"
+            f"the demo store at {out} has seed {found[0]}, switches {_names(found[1])} and generator version {found[2]}, asked are "
+            f"{seed}, {_names(switches)} and {GENERATOR}; give --overwrite to replace it, or another --out"
         )
     return True
+
+
+def _names(switches: dict[str, bool] | None) -> str:
+    return "+".join(name for name, is_on in (switches or {}).items() if is_on) or "none"

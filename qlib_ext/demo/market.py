@@ -108,7 +108,7 @@ def make_market(
         ConfigError: fewer listed stocks than index members, an empty span, or both switches.
     """
     if drift and null:
-        raise ConfigError("demo market: drift and null exclude each other: without a signal no pay-off can rotate; give one of them")
+        raise ConfigError("demo market: without a signal no pay-off can rotate; give drift or null, not both")
     days, month_end, later = _calendar(start, end)
     static = draw_stocks(seed, stocks, np.datetime64(start, "D"))
     listed = (days[:, None] >= static["listing"]) & (days[:, None] <= static["last_day"])

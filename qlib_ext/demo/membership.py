@@ -78,7 +78,8 @@ def index_bars(market) -> list[dict]:
     for index, base in enumerate(INDEX_BASES):
         shares = np.where(market.member == index, np.nan_to_num(market.float_shares), 0.0)
         value = (shares * np.nan_to_num(before)).sum(axis=1)
-        parts = {name: (shares * np.nan_to_num(getattr(market, name))).sum(axis=1) / value for name in ("open", "high", "low", "close")}
+        prices = {name: np.nan_to_num(getattr(market, name)) for name in ("open", "high", "low", "close")}
+        parts = {name: (shares * price).sum(axis=1) / value for name, price in prices.items()}
         top, bottom = np.maximum(parts["open"], parts["close"]), np.minimum(parts["open"], parts["close"])
         parts["high"], parts["low"] = top + 0.5 * (parts["high"] - top).clip(0), bottom - 0.5 * (bottom - parts["low"]).clip(0)
         close = base * np.cumprod(parts["close"])

@@ -20,15 +20,16 @@ FREE_DAY_WIDTH, ST_WIDTH = 2.5, 1.25
 
 
 def make_paths(seed: int, days: np.ndarray, static: dict, status: dict, path: np.ndarray) -> dict:
-    """Everything that happens to returns.
+    """Everything that happens to returns, and what it shows in.
 
     Args:
         days: [t]. static: of `stocks.draw_stocks`. status: `is_st`, `listed_days`, `board` [n].
         path: [t + 5, parts] pay-off factors.
 
     Returns:
-        states: of `signal`. returns, uncut: fractions. gap, upper, lower: fractions of the reference price, of the body's ends.
-        move: size of the own move in widths. middle: standard normal draws for the average price. parts: expected label by part.
+        states: of `signal`. returns: fractions. beyond: how far beyond a limit the price wanted to go, negative inside.
+        gap, upper, lower: fractions of the reference price, of the body's ends. move: |return| in the stock's volatilities, cut
+        at 4. middle: standard normal draws for the average price. parts: expected label by part.
     """
     shape = (len(days), len(static["volatility"]))
     bar = stream(seed, "bar").standard_normal((shape[0], 4, shape[1]))
@@ -108,7 +109,7 @@ def _told(draws: np.ndarray, half_life: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _width(seed: int, static: dict, states: dict, shape: tuple[int, int]) -> np.ndarray:
-    """Daily standard deviation of the own noise: mean square that of the stock; it clusters slowly, in bursts, with the market."""
+    """Daily standard deviation of the own noise, in the mean square the stock's: it clusters slowly, in bursts, with the market."""
     slow = signal.autoregress(stream(seed, "volatility").standard_normal(shape), 40.0)
     burst = signal.autoregress(stream(seed, "burst").standard_normal(shape), 2.0)
     log_width = 0.2 * states["market_state"][:, None] + SLOW_VOLATILITY * slow + BURST_VOLATILITY * burst

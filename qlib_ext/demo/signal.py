@@ -89,7 +89,7 @@ def daily_parts(states: dict, scale: np.ndarray, path: np.ndarray) -> dict[str, 
     """Drift of the NEXT day by part, [t, n] as fractions, known at the close of t.
 
     Args:
-        states: pressure, attention, order, lead, group [t, n]; market_state [t]; premium [t, 5]; exposure: style -> [n] or [t, n].
+        states: pressure, attention, order, lead, group [t, n]; market_state [t]; premium [t, 5]; exposure: style -> [n], [t, n].
         scale: [n] daily volatility of a stock's own noise.
         path: [t, parts] pay-off factors.
     """

@@ -5,13 +5,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from qlib_ext.demo.fundamentals import fundamentals_table
 from qlib_ext.demo.market import Market
 from qlib_ext.demo.membership import INDEX_CODES, INDEX_NAMES, index_bars
 from qlib_ext.demo.stocks import INDUSTRIES
 
 
 def make_tables(market: Market) -> dict[str, pd.DataFrame]:
-    """All tables by name: bars, index_bars, membership, index_weights, industry, float_shares_monthly."""
+    """All tables by name, as `store.schema` describes them."""
     return {
         "bars": bars_table(market),
         "index_bars": index_bars_table(market),
@@ -19,6 +20,9 @@ def make_tables(market: Market) -> dict[str, pd.DataFrame]:
         "index_weights": index_weights_table(market),
         "industry": industry_table(market),
         "float_shares_monthly": float_shares_table(market),
+        "fundamentals": fundamentals_table(market),
+        "dividends": dividends_table(market),
+        "instruments": instruments_table(market),
     }
 
 
@@ -32,27 +36,55 @@ def write_tables(market: Market, folder: str | Path) -> Path:
 
 
 def bars_table(market: Market) -> pd.DataFrame:
-    """One row per stock and listed day, stock by stock: raw OHLC and amount in CNY, volume in shares, turnover in % of float."""
+    """One row per stock and listed day, stock by stock: raw OHLC and amount in CNY, volume in shares, turnover in % of float.
+
+    Prices and factor keep all digits, so that ex-right prices that lie between two ticks are rounded as the exchange does.
+    """
     stock, day = np.nonzero(market.listed.T)
     turnover = 100.0 * market.volume / np.where(market.listed, market.float_shares, 1.0)
     columns = {"date": market.days[day].astype("datetime64[ms]"), "instrument": instrument_column(market, stock)}
     for name in ("open", "high", "low", "close"):
-        columns[name] = getattr(market, name)[day, stock].astype(np.float32)
+        columns[name] = getattr(market, name)[day, stock]
     columns["volume"] = market.volume[day, stock]
     columns["amount"] = market.amount[day, stock].astype(np.float32)
     columns["turnover"] = turnover[day, stock].astype(np.float32)
-    columns["factor"] = market.factor[day, stock].astype(np.float32)
+    columns["factor"] = market.factor[day, stock]
     columns["is_st"] = market.is_st[day, stock].astype(np.int8)
     return pd.DataFrame(columns)
 
 
+def dividends_table(market: Market) -> pd.DataFrame:
+    """One row per stock and ex-date: cash in CNY before tax and new shares, both per share held before."""
+    stock, day = np.nonzero((np.nan_to_num(market.cash) > 0).T | (np.nan_to_num(market.bonus) > 0).T)
+    columns = {"instrument": np.array(market.instruments, dtype=object)[stock], "ex_date": market.days[day].astype("datetime64[us]")}
+    return pd.DataFrame({**columns, "cash": market.cash[day, stock], "bonus": market.bonus[day, stock]})
+
+
+def instruments_table(market: Market) -> pd.DataFrame:
+    """One row per stock listed so far: kind, day of listing, last day if it has been delisted, a made-up name."""
+    stocks = np.flatnonzero(market.listed.any(axis=0))
+    last = market.days[last_listed(market)[stocks]]
+    columns = {"instrument": np.array(market.instruments, dtype=object)[stocks], "kind": "stock"}
+    first = market.days[np.argmax(market.listed, axis=0)[stocks]]
+    listed = np.where(first > market.days[0], first, market.static["list_date"][stocks])
+    columns["list_date"] = listed.astype("datetime64[us]")
+    columns["delist_date"] = np.where(last < market.days[-1], last, np.datetime64("NaT")).astype("datetime64[us]")
+    columns["name"] = [f"Company {stock + 1:03d}" for stock in stocks]
+    return pd.DataFrame(columns)
+
+
+def last_listed(market: Market) -> np.ndarray:
+    """[n] position of each stock's last listed day."""
+    return len(market.days) - 1 - np.argmax(market.listed[::-1], axis=0)
+
+
 def index_bars_table(market: Market) -> pd.DataFrame:
-    """Index bars in points, volume in shares of all members, `change_pct` in percent (NaN on the first day)."""
+    """Index bars in points, volume in shares and amount in CNY of all members, `change_pct` in percent (NaN on the first day)."""
     parts = []
     for code, name, bars in zip(INDEX_CODES, ("CSI300", "CSI500", "CSI1000"), index_bars(market), strict=True):
         change = np.append(np.nan, 100.0 * (bars["close"][1:] / bars["close"][:-1] - 1.0))
         columns = {"date": market.days.astype("datetime64[us]"), "instrument": code}
-        columns.update({field: bars[field].astype(np.float32) for field in ("open", "high", "low", "close", "volume")})
+        columns.update({field: bars[field].astype(np.float32) for field in ("open", "high", "low", "close", "volume", "amount")})
         parts.append(pd.DataFrame({**columns, "name": name, "change_pct": change.astype(np.float32)}))
     return pd.concat(parts, ignore_index=True)
 
@@ -119,30 +151,26 @@ def industry_table(market: Market) -> pd.DataFrame:
 
 
 def float_shares_table(market: Market) -> pd.DataFrame:
-    """Float shares known after the close of each complete month (`month` is its last day), from the month before the first bar.
+    """Float and total shares known after the close of each complete month (`month` is its last day), from the month before the
+    first bar.
 
-    The value includes shares that start trading on the next day, so that carrying it over the following month gives the true
-    float.
+    The values include shares that start trading on the next day, so that carrying them over the following month gives the true
+    ones.
     """
     month = market.days.astype("datetime64[M]")
     ends = np.flatnonzero(market.month_end)
+    last = last_listed(market)
     parts = []
     for stock in np.flatnonzero(market.listed.any(axis=0)):
         first = int(np.argmax(market.listed[:, stock]))
-        later = ends[ends >= first]
+        later = ends[(ends >= first) & (ends <= last[stock])]
         months = np.append(month[first] - 1, month[later])
-        shares = np.append(market.float_shares[first, stock], market.float_shares_after[later, stock])
         last_day = (months + 1).astype("datetime64[D]") - np.timedelta64(1, "D")
-        parts.append(
-            pd.DataFrame(
-                {
-                    "month": last_day.astype("datetime64[us]"),
-                    "instrument": market.instruments[stock],
-                    "float_shares": shares,
-                    "method": "turnover",
-                }
-            )
-        )
+        columns = {"month": last_day.astype("datetime64[us]"), "instrument": market.instruments[stock]}
+        for name in ("float_shares", "total_shares"):
+            after = getattr(market, f"{name}_after")[later, stock]
+            columns[name] = np.append(getattr(market, name)[first, stock], after)
+        parts.append(pd.DataFrame({**columns, "method": "turnover"}))
     return pd.concat(parts, ignore_index=True)
 
 
