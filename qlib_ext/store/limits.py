@@ -23,7 +23,7 @@ def limit_fields(bars: Table, grid: Grid, kinds: np.ndarray, close: np.ndarray, 
                  instruments: Optional[Table]) -> Limits:  # fmt: skip
     """Limit prices of every cell.
 
-    If the table of bars has both columns they are taken as they are, row by row. Else by the rules: the reference is the last
+    A column the table of bars has is taken as it is, row by row. Else by the rules: the reference is the last
     traded close before the day x the last factor / the day's factor; the limits are those of board, kind, special treatment
     (unknown counts as none) and trading days since the listing, rounded to the tick; they stand on suspended days too. NaN: no
     limit, no earlier close, an index, or a stock of no known board.
@@ -34,8 +34,9 @@ def limit_fields(bars: Table, grid: Grid, kinds: np.ndarray, close: np.ndarray, 
     Arguments: `kinds [n]` of `grid.codes`; `close [c]` adjusted and carried through suspensions; `is_st [c]`, NaN unknown.
     """
     factor = grid.carry(grid.expand(bars.numbers["factor"]))
-    if all(name in bars.numbers for name in LIMITS):
-        return Limits({name: (grid.expand(bars.numbers[name]) * factor).astype(np.float32) for name in LIMITS}, {})
+    given = {name: grid.expand(bars.numbers[name]) for name in LIMITS if name in bars.numbers}
+    if len(given) == len(LIMITS):
+        return Limits({name: (price * factor).astype(np.float32) for name, price in given.items()}, {})
     unknown = np.ones(grid.size, dtype=bool) if is_st is None else np.isnan(is_st)
     special = ~unknown if is_st is None else is_st == 1
     first = np.append(True, grid.stock[1:] != grid.stock[:-1])
@@ -53,6 +54,7 @@ def limit_fields(bars: Table, grid: Grid, kinds: np.ndarray, close: np.ndarray, 
         for name, price in zip(LIMITS, prices):
             limits[name][cells] = price
     known = np.isfinite(limits["limit_up"])
+    limits.update(given)
     counts = {"limit_cells": int(known.sum()), "limit_st_unknown_cells": int((known & unknown).sum())}
     return Limits({name: (price * factor).astype(np.float32) for name, price in limits.items()}, counts)
 

@@ -107,3 +107,9 @@ def test_given_limits_are_taken_as_they_are(tmp_path):
         rows = own_rows(tables, code)
         assert_limits(store, code, rows[["limit_up", "limit_down"]].mul(rows["factor"], axis=0))
     assert "limit_cells" not in read_metadata(store)["counts"]
+    computed = reference(own_rows(tables, "SH600000"), own_rows(tables, "SH600000").index,
+                         lambda day, row: 0.05 if row["is_st"] == 1 else 0.1)  # fmt: skip
+    del bars["limit_down"]
+    store = ingest(tables, tmp_path / "half", index_names=("csi300",))
+    rows = own_rows(tables, "SH600000")
+    assert_limits(store, "SH600000", computed[["limit_down"]].assign(limit_up=rows["limit_up"] * rows["factor"]))
