@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from healthy_market import CHANGES, CODES, DAYS, ENDS, INDICES, SIZES, SPLIT, make_tables
 
+from qlib_ext.demo.build import build_demo
 from qlib_ext.errors import DataError
 from qlib_ext.store.doctor import examine
 from qlib_ext.store.ingest import ingest
@@ -254,3 +255,9 @@ def test_what_is_no_store_is_refused(tmp_path, healthy):
         file.unlink()
     with pytest.raises(DataError, match="no stock has a close"):
         examine(broken)
+
+
+@pytest.mark.slow
+def test_the_demo_gives_no_warnings(tmp_path):
+    found = examine(build_demo(tmp_path / "demo"))
+    assert found.warnings == [] and "the data are generated" in found.text()
