@@ -84,6 +84,7 @@ def read_tables(source: TableSource, columns: Union[str, Path, Mapping, None] = 
     """
     faults: List[str] = []
     mapping = read_mapping(columns)
+    mapped = {name: mapping.get(name, Mapped(name)) for name in TABLES}
     if isinstance(source, Mapping):
         unknown = sorted(set(source) - set(TABLES))
         if unknown:
@@ -93,29 +94,26 @@ def read_tables(source: TableSource, columns: Union[str, Path, Mapping, None] = 
         folder = Path(source).expanduser()
         if not folder.is_dir():
             raise DataError(f"table folder {folder} does not exist; give a folder holding bars.parquet (or .csv) and the others")
-        pieces = {name: path for name in TABLES if (path := _find_file(folder, name, mapping.get(name), faults)) is not None}
+        files = {name: _find_file(folder, name, mapped[name].file, faults) for name in TABLES}
+        pieces = {name: file for name, file in files.items() if file is not None}
     opened: Dict[str, Callable[[], pd.DataFrame]] = {}
     for name, spec in TABLES.items():
-        mapped = mapping.get(name, Mapped(name))
         if name in pieces:
-            opened[name] = _open(name, pieces[name], mapped, faults)
-        elif (spec.required if required is None else name in required) and not mapped.file:
-            faults.append(f"table {name} is missing; it needs the columns {list(spec.required_columns)}")
-        elif name in mapping and not mapped.file and required is None:
-            faults.append(f"table {name} of the column mapping is missing; give it, or leave it out of the mapping")
+            opened[name] = _open(name, pieces[name], mapped[name], faults)
+        elif name in required if required is not None else spec.required or name in mapping:
+            file = f" (the column mapping names the file {mapped[name].file}, .csv or .parquet)" if mapped[name].file else ""
+            needs = f"it needs the columns {list(spec.required_columns)}"
+            advice = needs if spec.required else "give it, or leave it out of the mapping"
+            faults.append(f"table {name} is missing{file}; {advice}")
     if faults:
         raise DataError("the tables cannot be ingested:\n  " + "\n  ".join(faults))
-    return {name: _to_table(name, read(), mapping.get(name, Mapped(name))) for name, read in opened.items()}
+    return {name: _to_table(name, read(), mapped[name]) for name, read in opened.items()}
 
 
-def _find_file(folder: Path, name: str, mapped: Optional[Mapped], faults: List[str]) -> Optional[Path]:
-    if mapped is not None and mapped.file:
-        if (folder / mapped.file).is_file() and Path(mapped.file).suffix in _EXTENSIONS:
-            return folder / mapped.file
-        faults.append(f"table {name}: the column mapping names the file {mapped.file}, which is not in {folder} or is neither "
-                      ".csv nor .parquet; correct the name")
-        return None
-    found = [folder / (name + extension) for extension in _EXTENSIONS if (folder / (name + extension)).is_file()]
+def _find_file(folder: Path, name: str, file: Optional[str], faults: List[str]) -> Optional[Path]:
+    """The file of a table: the one the column mapping names, else the table's name with an extension; None if it is not there."""
+    names = [name + extension for extension in _EXTENSIONS] if file is None else [file]
+    found = [folder / one for one in names if (folder / one).is_file() and Path(one).suffix in _EXTENSIONS]
     if len(found) > 1:
         faults.append(f"table {name} is there twice, as {found[0].name} and {found[1].name}; keep one of them")
     return found[0] if found else None

@@ -179,7 +179,7 @@ def test_what_the_vendor_lacks_is_named_before_anything_is_read(tmp_path, monkey
         read_tables(tmp_path, tmp_path / "map.yaml")
     message = str(caught.value)
     assert "table bars: the column mapping takes volume from 'vold', which the table lacks (did you mean 'vol'?)" in message
-    assert "table index_bars: the column mapping names the file index.csv, which is not in" in message
+    assert "table index_bars is missing (the column mapping names the file index.csv, .csv or .parquet)" in message
     assert len(message.splitlines()) == 3
 
 
@@ -189,7 +189,16 @@ def test_scaled_columns_and_mapped_tables_must_be_there():
     with pytest.raises(DataError) as caught:
         read_tables(tables, {"bars": {"scale": {"amount": 1000}}, "etf_baskets": {"code": "600000.SH"}})
     assert "the column mapping scales amount, which the table lacks" in str(caught.value)
-    assert "table etf_baskets of the column mapping is missing" in str(caught.value)
+    assert "table etf_baskets is missing; give it, or leave it out of the mapping" in str(caught.value)
+
+
+def test_a_mapping_of_more_tables_than_needed(tmp_path):
+    """New days for a store: only the named tables must be there, whatever the mapping has."""
+    mapping = {"industry": {"file": "sw.csv"}, "bars": {"file": "daily.parquet"}}
+    make_tables()["index_bars"].to_parquet(tmp_path / "index_bars.parquet")
+    assert set(read_tables(tmp_path, mapping, required=["index_bars"])) == {"index_bars"}
+    with pytest.raises(DataError, match=r"table bars is missing \(the column mapping names the file daily.parquet"):
+        read_tables(tmp_path, mapping, required=["bars"])
 
 
 def test_a_declared_unit_must_fit_the_sums():
