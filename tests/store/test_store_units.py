@@ -177,6 +177,39 @@ def test_one_wrong_factor_is_no_adjusted_stock():
     assert faults(bars) == []
 
 
+def test_one_change_each_tells_when_most_agree():
+    """Without amounts and with one big change for each stock: adjusted when all look so, not when one does."""
+    bars = make_market().drop(columns=["amount", "turnover"])
+    raw = bars[bars["date"] < "2018-02-20"].copy()
+    later = raw["date"] >= "2018-02-01"
+    raw["factor"] = np.where(later, 1.6, 1.0)
+    flat = 20 * np.exp(0.001 * np.arange(len(raw)))
+    raw[PRICES] = np.column_stack([flat] * 4) / raw[["factor"]].to_numpy()
+    assert faults(raw) == []
+    adjusted = raw.assign(**{name: raw[name] * raw["factor"] for name in PRICES})
+    assert "12 of 12 instruments" in faults(adjusted)[0]
+    one = raw["instrument"] == CODES[4]
+    assert faults(adjusted.where(one, raw)) == []
+
+
+def test_rows_by_date_are_judged_as_well():
+    bars = multiplied(lambda bars: where(bars, *ONE), volume=0.01).sort_values(["date", "instrument"])
+    found = faults(bars)
+    assert len(found) == 1 and "1 of 12 instruments, first SZ000005 in 2019" in found[0]
+    assert faults(adjust((CODES[4], 0)).sort_values("date")) == faults(adjust((CODES[4], 0)))
+
+
+def test_a_stock_without_float_shares_is_not_judged_by_another_ones():
+    bars = make_market().drop(columns="amount")
+    bars.loc[bars["instrument"] == CODES[4], "volume"] *= 100
+    shares = np.full(len(CODES), FLOAT)
+    assert "first SZ000005 in 2018" in faults(bars, shares)[0]
+    tables = make_tables()
+    known = pd.DataFrame({"instrument": CODES, "month": "2017-12-31", "float_shares": FLOAT}).drop(index=4)
+    data = read_tables({**tables, "bars": bars, "float_shares_monthly": known})
+    assert check_units(data["bars"], data["float_shares_monthly"]) == ([], {"amount": 0, "turnover": 11, "factor_changes": 12})
+
+
 def test_the_checks_of_all_tables_ask_for_the_units():
     tables = make_tables()
     judged = check_tables(read_tables(tables), "typical")
