@@ -24,7 +24,6 @@ _NEW_DAYS = ("bars", "index_bars")
 _SPAN_KEYS = {"membership": ("instrument", "index", "start"), "industry": ("instrument", "start"), "instruments": ("instrument",)}
 _KEY_TEXTS = ("index", "member", "fund")
 _TOLERANCE = 1e-9  # relative; numbers that went through text
-_HINT = ". A member that comes back after days without rows changes their weights: give suspended days as rows with volume 0"
 _OF_BARS = ("all",) + KINDS  # instruments files whose spans are those of the bars
 
 
@@ -199,10 +198,8 @@ class AppendWriter(StoreWriter):
     def publish(self, metadata: dict, settings: dict, history=()) -> dict:
         faults = []
         if self._changed:
-            weights = any("_weight of" in change for change in self._changed)
             faults.append(f"{len(self._changed)} changes in {self.out} up to {self._past[-1]}, its last day, first: "
-                          f"{self._changed[0]}. Append takes what is new only; to change the past ingest all days again"
-                          + _HINT * weights)  # fmt: skip
+                          f"{self._changed[0]}. Append takes what is new only; to change the past ingest all days again")
         gone = sorted(self._files() - set(self.digests))
         if gone:
             faults.append(f"{len(gone)} files of {self.out} would be gone, first {gone[0]}: the new rows take away what it was "

@@ -66,7 +66,7 @@ class Content:
         grid = Grid(bars, self.calendar)
         prices = build.stock_fields(bars, grid, self.vwap)
         kinds = np.array([self.kinds[code] for code in grid.codes.tolist()])
-        limits = limit_fields(bars, grid, kinds, prices.close, prices.fields.get("is_st"), self.data.get("instruments"))
+        limits = limit_fields(bars, grid, kinds, prices, self.data.get("instruments"))
         prices.counts.update(limits.counts)
         return grid, prices, {**prices.fields, **limits.fields}
 

@@ -122,7 +122,7 @@ def _report(out: Path, metadata: dict, seconds: float) -> None:
         about = metadata["weights"][name]
         info("%s: %d codes in %d spans", name, found["codes"], found["spans"])
         if found["spans_merged"]:
-            warning("%s: %d spans touch or overlap the code's previous one and were merged", name, found["spans_merged"])
+            warning("%s: %d spans touch the code's previous one and were merged", name, found["spans_merged"])
         if found["spans_without_bars"]:
             left_out = found["spans_without_bars"], found["codes_without_bars"]
             warning("%s: left out %d spans of %d codes without bars", name, *left_out)

@@ -5,11 +5,13 @@ from typing import Dict, NamedTuple, Optional
 import numpy as np
 
 from qlib_ext.market_rules import board_of, limit_prices, price_limits, tick_size
+from qlib_ext.store.fields import StockFields
 from qlib_ext.store.grid import Grid
 from qlib_ext.store.tables import Table
 
 LIMITS = ("limit_up", "limit_down")
 LONG_AGO = 1_000_000  # trading days since a listing
+RATIO_TOLERANCE = 2e-7  # of two factors of 24 bits
 
 
 class Limits(NamedTuple):
@@ -19,8 +21,7 @@ class Limits(NamedTuple):
     counts: Dict[str, int]
 
 
-def limit_fields(bars: Table, grid: Grid, kinds: np.ndarray, close: np.ndarray, is_st: Optional[np.ndarray],
-                 instruments: Optional[Table]) -> Limits:  # fmt: skip
+def limit_fields(bars: Table, grid: Grid, kinds: np.ndarray, prices: StockFields, instruments: Optional[Table]) -> Limits:
     """Limit prices of every cell.
 
     A column the table of bars has is taken as it is, row by row. Else by the rules: the reference is the last
@@ -31,16 +32,17 @@ def limit_fields(bars: Table, grid: Grid, kinds: np.ndarray, close: np.ndarray, 
     The listing is `list_date` of table `instruments`; without it the first bar, but an instrument with a bar on the first day of
     all bars counts as listed long ago.
 
-    Arguments: `kinds [n]` of `grid.codes`; `close [c]` adjusted and carried through suspensions; `is_st [c]`, NaN unknown.
+    Arguments: `kinds [n]` of `grid.codes`; `prices` of `stock_fields`.
     """
     factor = grid.carry(grid.expand(bars.numbers["factor"]))
     given = {name: grid.expand(bars.numbers[name]) for name in LIMITS if name in bars.numbers}
     if len(given) == len(LIMITS):
         return Limits({name: (price * factor).astype(np.float32) for name, price in given.items()}, {})
+    is_st = prices.fields.get("is_st")
     unknown = np.ones(grid.size, dtype=bool) if is_st is None else np.isnan(is_st)
     special = ~unknown if is_st is None else is_st == 1
     first = np.append(True, grid.stock[1:] != grid.stock[:-1])
-    reference = np.where(first, np.nan, np.append(np.nan, close[:-1]) / factor)
+    reference = np.where(first, np.nan, _ex_right(prices, factor))
     listed = grid.day - _listing(grid, instruments)[grid.stock]
     boards = board_of(grid.codes)
     limits = {name: np.full(grid.size, np.nan) for name in LIMITS}
@@ -57,6 +59,16 @@ def limit_fields(bars: Table, grid: Grid, kinds: np.ndarray, close: np.ndarray, 
     limits.update(given)
     counts = {"limit_cells": int(known.sum()), "limit_st_unknown_cells": int((known & unknown).sum())}
     return Limits({name: (price * factor).astype(np.float32) for name, price in limits.items()}, counts)
+
+
+def _ex_right(prices: StockFields, factor: np.ndarray) -> np.ndarray:
+    """Last traded close before the day, in the day's shares. [c]
+
+    Tables often hold prices and factors with 24 bits: the close is taken back to its tick, a ratio of factors to its half tick.
+    """
+    close = np.append(np.nan, np.round(prices.raw_close[:-1], 3))
+    ratio = np.append(np.nan, (prices.close / prices.raw_close)[:-1]) / factor
+    return np.where(np.abs(ratio - 1) < RATIO_TOLERANCE, close, close * ratio * (1 + RATIO_TOLERANCE))
 
 
 def _listing(grid: Grid, instruments: Optional[Table]) -> np.ndarray:

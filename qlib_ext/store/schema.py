@@ -177,7 +177,7 @@ def vwap_field(mode: str) -> Field:
 
 def weight_field(index_name: str) -> Field:
     """Description of the weight field of one index."""
-    return Field("fraction", False, f"weight in {index_name} after the close; members with bars sum to 1; NaN for non-members",
+    return Field("fraction", False, f"weight in {index_name} after the close; members that have had bars sum to 1; NaN for non-members",
                  "the first trading day after an official date, drifting with prices", "benchmarks, portfolios",
                  "float cap, else equal weights; the metadata say from when to when")  # fmt: skip
 

@@ -21,7 +21,7 @@ class Membership(NamedTuple):
 
 
 def membership_spans(table: Table, codes: np.ndarray, index_names) -> Membership:
-    """Membership spans of the wanted indices; overlapping, equal or adjacent spans of one code are merged."""
+    """Membership spans of the wanted indices; spans of one code that touch are merged (`check_tables` refuses overlaps)."""
     spans: Dict[str, dict] = {}
     counts: Dict[str, dict] = {}
     stock = table.with_codes(codes)
@@ -75,15 +75,15 @@ def index_weights(
     one after d). A member without one is estimated as float cap x the day's median of w / float cap over members that have both;
     without official weights w = float cap. A member of unknown float cap takes the median float cap of the day's members (without
     any known cap: the median official weight, or equal weights). Then each day is divided by its sum over the members that have
-    bars.
+    had a bar by then: one without a row goes on with its last close and cap, for on the day nobody knows whether it will come
+    back. If it does not, it has no cells any more and the others' weights sum to less than 1 until its membership ends.
 
     Arguments: `spans` code -> (start, end inclusive); `close` adjusted and `float_cap`, both [c], carried through suspensions.
     """
     stocks = np.searchsorted(grid.codes, sorted(spans))
     first, last = int(grid.start.min()), int((grid.start + grid.length).max()) - 1
     member = _members(spans, stocks, grid, first, last)
-    price = grid.to_days(close, stocks, first, last)
-    cap = grid.to_days(float_cap, stocks, first, last)
+    price, cap = (_carried(grid.to_days(cells, stocks, first, last)) for cells in (close, float_cap))
     given = _official(index_name, official, stocks, grid, price, first)
     weight, about = np.where(member, given.weight, np.nan), given.about
     cap[~member] = np.nan
@@ -102,7 +102,16 @@ def index_weights(
         member_days_float_cap=int((member & ~from_official & has_cap).sum()),
         member_days_float_cap_unknown=int((member & ~from_official & ~has_cap).sum()),
     )
-    return IndexWeights(grid.from_days(weight, stocks, first, member & np.isfinite(weight)), about)
+    days = np.arange(first, last + 1)[:, None]
+    has_cell = (days >= grid.start[stocks]) & (days < (grid.start + grid.length)[stocks])
+    about["member_days_after_last_bar"] = int((member & ~has_cell).sum())
+    return IndexWeights(grid.from_days(weight, stocks, first, has_cell & member & np.isfinite(weight)), about)
+
+
+def _carried(dense: np.ndarray) -> np.ndarray:
+    """Each NaN replaced by the last value above it. [t, n]"""
+    source = np.maximum.accumulate(np.where(np.isnan(dense), 0, np.arange(len(dense))[:, None]), axis=0)
+    return np.take_along_axis(dense, source, axis=0)
 
 
 def _normalised(weight: np.ndarray) -> np.ndarray:
@@ -121,13 +130,12 @@ def _estimate(weight: np.ndarray, cap: np.ndarray) -> np.ndarray:
 
 
 def _members(spans, stocks, grid: Grid, first: int, last: int) -> np.ndarray:
-    """Who is a member on which day and within the days of its bars. bool [t, n]"""
+    """Who is a member on which day, from its first bar on. bool [t, n]"""
     member = np.zeros((last - first + 1, len(stocks)), dtype=bool)
     for column, (stock, code) in enumerate(zip(stocks, sorted(spans))):
-        low, high = grid.start[stock], grid.start[stock] + grid.length[stock]
         for start, end in spans[code]:
-            begin = max(np.searchsorted(grid.calendar, start, side="left"), low)
-            stop = min(np.searchsorted(grid.calendar, end, side="right"), high)
+            begin = max(np.searchsorted(grid.calendar, start, side="left"), grid.start[stock])
+            stop = np.searchsorted(grid.calendar, end, side="right")
             member[max(begin - first, 0) : max(stop - first, 0), column] = True
     return member
 

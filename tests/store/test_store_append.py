@@ -274,13 +274,19 @@ def test_fields_that_would_vanish(refuses, grown, tables):
 
 
 def test_a_member_that_comes_back_after_days_without_rows(tables, tmp_path):
-    """Its absence is in the stored weights of the others; days of suspension are rows with volume 0."""
+    """Whether it comes back is nothing the others' weights know of: on its days away they are the same with and without it."""
     bars, tables["membership"].loc[1, "end"] = tables["bars"], DAYS[44]
     away = (bars["instrument"] == "SZ000001") & bars["date"].between(DAYS[25], DAYS[35])
-    old, new = split({**tables, "bars": bars[~away]}, DAYS[29])
-    store = ingest(old, tmp_path / "store", index_names=NAMES)
-    with pytest.raises(DataError, match="csi300_weight of SH600000 on 2020-02-06: .* give suspended days as rows with volume 0"):
-        append(new, store)
+    tables["bars"] = bars[~away]
+    old, new = split(tables, DAYS[29])
+    store, whole = ingest(old, tmp_path / "store", index_names=NAMES), ingest(tables, tmp_path / "whole", index_names=NAMES)
+    before = read_field(store, "SH600000", "csi300_weight")
+    assert before[DAYS[29]] < 1 and "SZ000001" in (store / "instruments" / "csi300.txt").read_text()
+    append(new, store)
+    assert contents(store) == contents(whole) and fingerprint(store) == fingerprint(whole)
+    assert read_field(store, "SH600000", "csi300_weight")[: DAYS[29]].equals(before)
+    both = before + read_field(store, "SZ000001", "csi300_weight")
+    assert both[: DAYS[17]].sub(1).abs().max() < 1e-6  # two members until then
 
 
 def test_a_store_that_cannot_be_continued(grown, tmp_path):

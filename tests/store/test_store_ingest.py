@@ -207,7 +207,9 @@ def test_stocks_stop_at_their_last_bar(tables, tmp_path):
     assert f"SZ000001\t{days[0]:%Y-%m-%d}\t{days[35]:%Y-%m-%d}" in (store / "instruments" / "all.txt").read_text()
     for file in (store / "features" / "sz000001").iterdir():
         assert read_field(store, "SZ000001", file.name.split(".")[0]).index[-1] == days[35]
-    assert read_field(store, "SH688001", "csi500_weight")[days[36]] == 1
+    left = read_field(store, "SH688001", "csi500_weight")  # the other goes on at its last price and cap as long as it is a member
+    assert left[days[35]] < 1 and left[days[36]] == pytest.approx(left[days[35]], rel=0.2) and left[days[36]] < 1
+    assert read_metadata(store)["weights"]["csi500"]["member_days_after_last_bar"] == len(days) - 36
 
 
 def test_touching_spans_are_merged_and_counted(tables, tmp_path):

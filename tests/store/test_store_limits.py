@@ -113,3 +113,23 @@ def test_given_limits_are_taken_as_they_are(tmp_path):
     store = ingest(tables, tmp_path / "half", index_names=("csi300",))
     rows = own_rows(tables, "SH600000")
     assert_limits(store, "SH600000", computed[["limit_down"]].assign(limit_up=rows["limit_up"] * rows["factor"]))
+
+
+def test_a_half_tick_is_rounded_up_though_the_tables_hold_24_bits(tmp_path):
+    """106.71 / 2 = 53.355 is 53.36, and 10 % above it 58.70: neither the close nor the factor can be held exactly."""
+    tables = cents(make_tables())
+    day = tables["bars"].query("instrument == 'SH600000'")["date"].iloc[20]
+    mine, later = tables["bars"]["instrument"] == "SH600000", tables["bars"]["date"] >= day
+    last = mine & (tables["bars"]["date"] == tables["bars"].loc[mine & ~later, "date"].max())
+    tables["bars"].loc[last, ["open", "high", "low", "close", "amount"]] = [106.71] * 4 + [None]
+    old = np.float32(1.4142135)
+    tables["bars"].loc[mine, "factor"] = np.where(later[mine], np.float32(2 * old), old)
+    for column in ("open", "high", "low", "close", "factor"):
+        tables["bars"][column] = tables["bars"][column].astype(np.float32)
+    after = mine & later
+    tables["bars"].loc[after, ["open", "high", "low", "close"]] = np.float32(53.4)
+    tables["bars"].loc[after, "amount"] = None
+    del tables["dividends"]
+    store = ingest(tables, tmp_path / "store", index_names=("csi300",))
+    raw = read_field(store, "SH600000", "limit_up")[day] / read_field(store, "SH600000", "factor")[day]
+    assert round(float(raw), 2) == 58.70
