@@ -123,7 +123,7 @@ def test_a_half_tick_is_rounded_up_though_the_tables_hold_24_bits(tmp_path):
     last = mine & (tables["bars"]["date"] == tables["bars"].loc[mine & ~later, "date"].max())
     tables["bars"].loc[last, ["open", "high", "low", "close", "amount"]] = [106.71] * 4 + [None]
     old = np.float32(1.4142135)
-    tables["bars"].loc[mine, "factor"] = np.where(later[mine], np.float32(2 * old), old)
+    tables["bars"].loc[mine, "factor"] = np.where(later[mine], np.nextafter(2 * old, np.float32(9)), old)
     for column in ("open", "high", "low", "close", "factor"):
         tables["bars"][column] = tables["bars"][column].astype(np.float32)
     after = mine & later
