@@ -22,16 +22,14 @@ def trade(days: np.ndarray, month_end: np.ndarray, listed: np.ndarray, static: d
     Cash dividends go ex in June and July, once a year at most. Bonus shares are decided at a month's last close and go ex on
     the next trading day, on which the stock trades for certain. On an ex-date the factor grows by the last close over the
     ex-right price (close - cash) / (1 + bonus). A suspended day repeats the last close. No price leaves the day's limits
-    (`market_rules`); a day that wants to go far beyond one has a single price. Twenty closes in a row below 1 CNY end the
-    listing.
+    (`market_rules`); a day that wants to go far beyond one has a single price. Twenty closes in a row below 1 CNY end a listing.
 
     Args:
-        days, month_end: [t]. static: attributes by stock. status: as of `paths.make_paths`. paths: latent paths.
+        days, month_end: [t]. static: attributes by stock. status, paths: as of `paths.make_paths`.
         listed: [t, n], apart from the listings that low prices end. draws: [t, 8, n] uniform numbers for the events.
 
     Returns:
-        listed, trading, open, high, low, close, factor, cash, bonus (per old share on the ex-date, else 0), float_shares,
-        float_shares_after, total_shares, total_shares_after; NaN outside the listing.
+        listed, trading and KEPT, NaN outside the listing; cash and bonus per old share on the ex-date, else 0.
     """
     month = days.astype("datetime64[M]").astype(int) % 12 + 1
     years = days.astype("datetime64[Y]").astype(int)

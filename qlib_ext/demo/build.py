@@ -103,8 +103,8 @@ def _is_finished(out: Path, seed: int, switches: dict[str, bool], overwrite: boo
     found = (summary.get("seed"), summary.get("switches"), generator)
     if found != (seed, switches, GENERATOR):
         raise DataError(
-            f"the demo store at {out} has seed {found[0]}, switches {_names(found[1])} and generator version {found[2]}, asked are "
-            f"{seed}, {_names(switches)} and {GENERATOR}; give --overwrite to replace it, or another --out"
+            f"the demo store at {out} has seed {found[0]}, switches {_names(found[1])} and generator version {found[2]}, "
+            f"asked are {seed}, {_names(switches)} and {GENERATOR}; give --overwrite to replace it, or another --out"
         )
     return True
 

@@ -1,4 +1,4 @@
-"""Reports of the demo market's companies as published: quarterly, with lags inside the legal windows, some late, some restated."""
+"""Reports of the demo market's companies as published: quarterly, lagged inside the legal windows, some late, some restated."""
 
 import numpy as np
 import pandas as pd
@@ -9,7 +9,7 @@ from qlib_ext.demo.streams import stream
 
 FIRST_PERIOD = 2010
 PROSPECTUS_QUARTERS, PROSPECTUS_DAYS = 12, 20
-BOOK_LEVEL, BOOK_OF_VALUE, BOOK_SPEED, BOOK_TREND = np.log(0.45), 0.55, 0.15, 0.015
+BOOK_LEVEL, BOOK_OF_VALUE, BOOK_SPEED, BOOK_TREND = np.log(0.45), 0.75, 0.25, 0.015
 LATE_CHANCE, RESTATED_CHANCE = 0.006, 0.012
 # By quarter of the year: months from the period's end to the end of the legal window, length of the window in use (days).
 WINDOW_MONTHS = np.array([1, 2, 1, 4])
@@ -32,7 +32,7 @@ def deadlines(ends: np.ndarray) -> np.ndarray:
 def fundamentals_table(market: Market) -> pd.DataFrame:
     """All reports announced up to the market's last day, restated ones as further rows; columns of the schema.
 
-    Book equity follows the market value of the past two years or so and the latent value exposure: cheap companies by latent
+    Book equity follows the market value of the past year or so and the latent value exposure: cheap companies by latent
     value are those of high book to price. Companies under special treatment lost money in the two years before. Reports of the
     three years before a late listing come with the prospectus. Same period, same numbers in a longer market.
     """
@@ -74,10 +74,12 @@ def _numbers(market: Market, ends: np.ndarray, normal: np.ndarray) -> dict[str, 
     liabilities = equity * (1.0 / (1.0 - np.clip(0.42 + 0.17 * fixed[6], 0.08, 0.85)) - 1.0) * np.exp(0.02 * normal[:, 6])
     debt = liabilities * np.clip(0.5 + 0.12 * fixed[7], 0.1, 0.9)
     preferred = np.where(fixed[5] > 2.0, 0.06, 0.0) * equity
-    flows = {name: _year_to_date(flow) for name, flow in (("net_profit", profit), ("sales", sales), ("operating_cash_flow", cash_flow))}
+    flows = {"net_profit": profit, "sales": sales, "operating_cash_flow": cash_flow}
+    flows = {name: _year_to_date(flow) for name, flow in flows.items()}
     balances = {"equity": equity, "total_assets": equity + liabilities, "total_debt": debt, "long_term_debt": 0.4 * debt,
                 "preferred_equity": preferred}  # fmt: skip
-    return {**{name: np.round(part, 2) for name, part in (balances | flows).items()}, "eps": np.round(flows["net_profit"] / shares, 4)}
+    numbers = {name: np.round(part, 2) for name, part in (balances | flows).items()}
+    return {**numbers, "eps": np.round(flows["net_profit"] / shares, 4)}
 
 
 def _follow(target: np.ndarray, noise: np.ndarray) -> np.ndarray:
@@ -112,7 +114,7 @@ def _announcements(market: Market, ends: np.ndarray, uniform: np.ndarray) -> np.
 
 def _published(market: Market, ends: np.ndarray, day: np.ndarray) -> np.ndarray:
     """Which reports come out: up to the market's and the stock's last day, three years back from a late listing. [q, n]"""
-    last = np.where(market.listed.any(axis=0), market.days[len(market.days) - 1 - np.argmax(market.listed[::-1], axis=0)], ends[0])
+    last = np.where(market.listed.any(axis=0), market.days[market.last_listed()], ends[0])
     is_late = market.static["list_date"] > market.days[0]
     first = market.static["list_date"] - 92 * PROSPECTUS_QUARTERS
     return (day <= last) & (~is_late | (ends[:, None] >= first))

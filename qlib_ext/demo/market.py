@@ -84,16 +84,15 @@ class Market:
         """[t, n] raw close x factor, NaN when not traded."""
         return np.where(self.trading, self.close * self.factor, np.nan)
 
+    def last_listed(self) -> np.ndarray:
+        """[n] position of each stock's last listed day."""
+        return len(self.days) - 1 - np.argmax(self.listed[::-1], axis=0)
+
 
 def make_market(
-    seed: int = 0,
-    stocks: int = 440,
-    start: str = START,
-    end: str = END,
-    index_sizes: tuple[int, int, int] = INDEX_SIZES,
-    drift: bool = False,
-    null: bool = False,
-) -> Market:
+    seed: int = 0, stocks: int = 440, start: str = START, end: str = END, index_sizes: tuple[int, int, int] = INDEX_SIZES,
+    drift: bool = False, null: bool = False,
+) -> Market:  # fmt: skip
     """Generate a market.
 
     Args:
@@ -117,20 +116,14 @@ def make_market(
             f"demo market: {sum(index_sizes)} index members asked of {int(listed[0].sum())} stocks listed at the start; "
             "raise stocks or lower index_sizes"
         )
-    age = np.arange(len(days))[:, None] - np.searchsorted(days, static["listing"])
-    status = {
-        "board": board_of(static["instruments"]),
-        "is_st": listed & (days[:, None] >= static["st_start"]) & (days[:, None] < static["st_end"]),
-        "listed_days": np.where(static["list_date"] < days[0], LONG_AGO, np.maximum(age, 0)),
-    }
+    status = _status(days, static, listed)
     path = signal.payoff_path(np.append(days, later), drift, null)
     paths = make_paths(seed, days, static, status, path)
     bars = trade(days, month_end, listed, static, status, paths, stream(seed, "event").random((len(days), 8, stocks)))
-    volume_draws = stream(seed, "volume").standard_normal((len(days), stocks + 1))
-    bars.update(turn_over(bars, static, paths, volume_draws, stream(seed, "interest").standard_normal((len(days), stocks))))
-    listed = bars["listed"]
+    draws = stream(seed, "volume").standard_normal((len(days), stocks + 1))
+    bars.update(turn_over(bars, static, paths, draws, stream(seed, "interest").standard_normal((len(days), stocks))))
+    listed, first_cap = bars["listed"], static["price"] * static["float_shares"]
     status["is_st"] &= listed
-    first_cap = static["price"] * static["float_shares"]
     return Market(
         seed=seed,
         switches={"drift": bool(drift), "null": bool(null)},
@@ -147,6 +140,16 @@ def make_market(
         **status,
         **bars,
     )
+
+
+def _status(days: np.ndarray, static: dict, listed: np.ndarray) -> dict:
+    """What the price limits depend on: board [n], is_st and trading days since the listing [t, n]."""
+    age = np.arange(len(days))[:, None] - np.searchsorted(days, static["listing"])
+    return {
+        "board": board_of(static["instruments"]),
+        "is_st": listed & (days[:, None] >= static["st_start"]) & (days[:, None] < static["st_end"]),
+        "listed_days": np.where(static["list_date"] < days[0], LONG_AGO, np.maximum(age, 0)),
+    }
 
 
 def trading_days(start: str = START, end: str = END) -> tuple[np.ndarray, np.ndarray]:

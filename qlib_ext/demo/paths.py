@@ -109,7 +109,7 @@ def _told(draws: np.ndarray, half_life: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _width(seed: int, static: dict, states: dict, shape: tuple[int, int]) -> np.ndarray:
-    """Daily standard deviation of the own noise, in the mean square the stock's: it clusters slowly, in bursts, with the market."""
+    """Daily standard deviation of the own noise, mean square the stock's: it clusters slowly, in bursts, with the market."""
     slow = signal.autoregress(stream(seed, "volatility").standard_normal(shape), 40.0)
     burst = signal.autoregress(stream(seed, "burst").standard_normal(shape), 2.0)
     log_width = 0.2 * states["market_state"][:, None] + SLOW_VOLATILITY * slow + BURST_VOLATILITY * burst

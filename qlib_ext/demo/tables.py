@@ -56,14 +56,15 @@ def bars_table(market: Market) -> pd.DataFrame:
 def dividends_table(market: Market) -> pd.DataFrame:
     """One row per stock and ex-date: cash in CNY before tax and new shares, both per share held before."""
     stock, day = np.nonzero((np.nan_to_num(market.cash) > 0).T | (np.nan_to_num(market.bonus) > 0).T)
-    columns = {"instrument": np.array(market.instruments, dtype=object)[stock], "ex_date": market.days[day].astype("datetime64[us]")}
+    columns = {"instrument": np.array(market.instruments, dtype=object)[stock]}
+    columns["ex_date"] = market.days[day].astype("datetime64[us]")
     return pd.DataFrame({**columns, "cash": market.cash[day, stock], "bonus": market.bonus[day, stock]})
 
 
 def instruments_table(market: Market) -> pd.DataFrame:
     """One row per stock listed so far: kind, day of listing, last day if it has been delisted, a made-up name."""
     stocks = np.flatnonzero(market.listed.any(axis=0))
-    last = market.days[last_listed(market)[stocks]]
+    last = market.days[market.last_listed()[stocks]]
     columns = {"instrument": np.array(market.instruments, dtype=object)[stocks], "kind": "stock"}
     first = market.days[np.argmax(market.listed, axis=0)[stocks]]
     listed = np.where(first > market.days[0], first, market.static["list_date"][stocks])
@@ -71,11 +72,6 @@ def instruments_table(market: Market) -> pd.DataFrame:
     columns["delist_date"] = np.where(last < market.days[-1], last, np.datetime64("NaT")).astype("datetime64[us]")
     columns["name"] = [f"Company {stock + 1:03d}" for stock in stocks]
     return pd.DataFrame(columns)
-
-
-def last_listed(market: Market) -> np.ndarray:
-    """[n] position of each stock's last listed day."""
-    return len(market.days) - 1 - np.argmax(market.listed[::-1], axis=0)
 
 
 def index_bars_table(market: Market) -> pd.DataFrame:
@@ -159,7 +155,7 @@ def float_shares_table(market: Market) -> pd.DataFrame:
     """
     month = market.days.astype("datetime64[M]")
     ends = np.flatnonzero(market.month_end)
-    last = last_listed(market)
+    last = market.last_listed()
     parts = []
     for stock in np.flatnonzero(market.listed.any(axis=0)):
         first = int(np.argmax(market.listed[:, stock]))
