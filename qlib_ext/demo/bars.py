@@ -31,8 +31,7 @@ def trade(days: np.ndarray, month_end: np.ndarray, listed: np.ndarray, static: d
     Returns:
         listed, trading and KEPT, NaN outside the listing; cash and bonus per old share on the ex-date, else 0.
     """
-    month = days.astype("datetime64[M]").astype(int) % 12 + 1
-    years = days.astype("datetime64[Y]").astype(int)
+    month, years = days.astype("datetime64[M]").astype(int) % 12 + 1, days.astype("datetime64[Y]").astype(int)
     up, down = price_limits(status["board"], status["is_st"], status["listed_days"], days[:, None])
     count = listed.shape[1]
     close, factor, floating, total = static["price"].copy(), np.ones(count), static["float_shares"], static["total_shares"]
@@ -62,9 +61,9 @@ def trade(days: np.ndarray, month_end: np.ndarray, listed: np.ndarray, static: d
             total = np.round(total * (1.0 + bonus))
             floating = np.minimum(np.round(floating * (1.0 + bonus) * (1.0 + unlocked)), total)
         known.update(float_shares_after=floating, total_shares_after=total)
-        for name, value in known.items():
-            result[name][day] = np.where(here, value, np.nan)
         result["listed"][day], result["trading"][day] = here, trading
+        for name in KEPT:
+            result[name][day] = np.where(here, known[name], np.nan)
     return result
 
 

@@ -121,7 +121,7 @@ def _published(market: Market, ends: np.ndarray, day: np.ndarray) -> np.ndarray:
 
 
 def _restate(name: str, values: np.ndarray, numbers: dict, error) -> np.ndarray:
-    """A number after the correction: profit (and eps) changes by the fraction `error` [q, n] of itself, equity by as much money."""
+    """A number after the correction: profit and eps change by the fraction `error` [q, n], equity by as much money."""
     if name in ("net_profit", "eps"):
         return np.round(values * (1.0 + error), 2 if name == "net_profit" else 4)
     return np.round(values + error * numbers["net_profit"], 2) if name in ("equity", "total_assets") else values

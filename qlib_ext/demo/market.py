@@ -112,10 +112,8 @@ def make_market(
     static = draw_stocks(seed, stocks, np.datetime64(start, "D"))
     listed = (days[:, None] >= static["listing"]) & (days[:, None] <= static["last_day"])
     if listed[0].sum() < sum(index_sizes):
-        raise ConfigError(
-            f"demo market: {sum(index_sizes)} index members asked of {int(listed[0].sum())} stocks listed at the start; "
-            "raise stocks or lower index_sizes"
-        )
+        raise ConfigError(f"demo market: {sum(index_sizes)} index members asked of {int(listed[0].sum())} stocks listed at the "
+                          "start; raise stocks or lower index_sizes")  # fmt: skip
     status = _status(days, static, listed)
     path = signal.payoff_path(np.append(days, later), drift, null)
     paths = make_paths(seed, days, static, status, path)
