@@ -1,12 +1,14 @@
 """Command line of the store: what each subcommand does, and that contradictions are named before anything is read."""
 
+from pathlib import Path
+
 import pytest
 from store_market import business_days, make_tables
 
 from qlib_ext.store import __main__ as module
 from qlib_ext.store.__main__ import main
 from qlib_ext.store.metadata import read_metadata
-from qlib_ext.store.schema import FIELDS, TABLES
+from qlib_ext.store.schema import FIELDS, TABLES, schema_page
 
 INDICES = ["--indices", "csi300", "csi500"]
 
@@ -93,3 +95,8 @@ def test_doctor_with_warnings_gives_zero(small_store, capsys):
     out = capsys.readouterr().out
     assert f"store {small_store}" in out and "too few members" in out
     assert out.rstrip().splitlines()[-1].startswith(tuple("123456789"))
+
+
+def test_the_readme_holds_the_schema():
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+    assert schema_page() in readme, "put the output of `python -m qlib_ext.store schema` between the schema marks of the README"
