@@ -10,6 +10,7 @@ from qlib_ext.data.handler import LeanHandler
 from qlib_ext.demo.market import Market, make_market
 from qlib_ext.demo.tables import write_tables
 from qlib_ext.store.ingest import ingest
+from qlib_ext.store.schema import INDEX_NAMES
 
 LABEL = "Ref($close,-6)/Ref($close,-1)-1"
 FEATURES = {"KMID": "($close-$open)/$open", "ROC5": "Ref($close,5)/$close", "STD5": "Std($close,5)/$close",
@@ -20,13 +21,14 @@ SEGMENTS = {"train": ["2015-03-02", "2015-12-31"], "valid": ["2016-01-01", "2016
 @lru_cache(maxsize=None)
 def market() -> Market:
     """90 stocks, two years, indices of 12, 20 and 40 members."""
-    return make_market(stocks=90, end="2016-12-30", index_sizes=(12, 20, 40))
+    return make_market(seed=8, stocks=90, end="2016-12-30", index_sizes=(12, 20, 40))
 
 
 @lru_cache(maxsize=None)
 def build_store(folder: Path) -> Path:
     """The market as a store."""
-    ingest(write_tables(market(), folder / "tables"), folder / "store", generated=True)
+    ingest(write_tables(market(), folder / "tables"), folder / "store", generated=True,
+           index_sizes=dict(zip(INDEX_NAMES, market().index_sizes)))
     return folder / "store"
 
 

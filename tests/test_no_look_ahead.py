@@ -20,7 +20,8 @@ SEGMENTS = {"train": ["2015-01-01", "2015-12-31"], "valid": ["2016-01-01", "2016
 REACH, WINDOW, UNIVERSE = 6, 8, "csi1000"
 FIELDS = ["$close/$open", "Mean($close, 20)/$close", "$volume/Mean($volume, 10)", "$vwap/$close", "$change", "$turnover",
           "$is_st", "$industry", "Log($float_cap)", "Log($float_shares)", "$csi300_weight", "$csi500_weight", "$csi1000_weight",
-          "$factor", "Std($amount, 10)/$amount"]
+          "$factor", "Std($amount, 10)/$amount", "$limit_up/Ref($close, 1)", "$limit_down/Ref($close, 1)", "Log($total_cap)",
+          "$net_profit_ttm/$equity", "Log($sales_y0)", "$total_debt/$total_assets", "$report_age", "$cash_dividend"]
 PLANTED_FEATURE = "Ref($close, -1)/$close"
 
 
@@ -41,7 +42,7 @@ def corrupt(tables: dict[str, pd.DataFrame], known: str, seed: int = 0) -> dict[
         bars.loc[later[halted], name] = bars.loc[later[halted], "close"]
     amount = np.where(draw.random(len(later)) < 0.2, np.nan, volume * bars.loc[later, "close"])
     bars.loc[later, "amount"] = amount.astype(np.float32)
-    for name, sigma in (("turnover", 1.0), ("factor", 0.5)):
+    for name, sigma in (("turnover", 1.0), ("factor", 0.004)):  # larger jumps that no close shows would be refused
         bars.loc[later, name] = (bars.loc[later, name] * draw.lognormal(0, sigma, len(later))).astype(np.float32)
     bars.loc[later, "is_st"] = draw.integers(-1, 2, len(later)).astype(np.int8)
     tables["membership"] = _other_members(tables["membership"], bars, known, draw)
@@ -53,7 +54,15 @@ def corrupt(tables: dict[str, pd.DataFrame], known: str, seed: int = 0) -> dict[
     industry.loc[(industry["start"] <= known) & (industry["end"] > known), "end"] = known + pd.Timedelta(days=20)
     industry["l1_latest"] = draw.permutation(industry["l1_latest"].to_numpy())
     shares = tables["float_shares_monthly"]
-    shares.loc[shares["month"] > known, "float_shares"] *= draw.lognormal(0, 1, int((shares["month"] > known).sum()))
+    noise = np.where(shares["month"] > known, draw.lognormal(0, 1, len(shares)), 1.0)
+    shares[["float_shares", "total_shares"]] = shares[["float_shares", "total_shares"]].mul(noise, axis=0)
+    reports = tables["fundamentals"]
+    numbers = [name for name in reports if pd.api.types.is_float_dtype(reports[name])]
+    published = (reports["announcement"] > known).to_numpy()
+    reports[numbers] *= np.where(published[:, None], draw.lognormal(0, 1, (len(reports), len(numbers))), 1.0)
+    reports["announcement"] += pd.to_timedelta(np.where(published, draw.integers(0, 9, len(reports)), 0), unit="D")
+    dividends = tables["dividends"]
+    dividends.loc[dividends["ex_date"] > known, "cash"] += draw.uniform(0.01, 1.0)
     return tables
 
 
