@@ -12,6 +12,7 @@ import argparse
 import hashlib
 import os
 import random
+import re
 import signal
 import sys
 import tempfile
@@ -125,8 +126,8 @@ def wait(child: int, out: Path, seconds: float, near: bool, generator: random.Ra
     started, moment = time.monotonic(), generator.uniform(0, 1.2 * seconds)
     if near:
         written = out.parent / f".{out.name}.building-{child}" / METADATA_FILE
-        replaced = out.parent / f".{out.name}.old-{child}"
-        while not (written.exists() or replaced.exists() or os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT)):
+        replaced = f".{out.name}.replaced-{child}-*"
+        while not (written.exists() or any(out.parent.glob(replaced)) or os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT)):
             time.sleep(0.0002)
         moment = generator.uniform(0, NEAR)
     time.sleep(moment)
@@ -146,7 +147,7 @@ def run(place: Path, times: int, seed: int, stocks: int) -> int:
         os.kill(child, signal.SIGKILL)
         ended = os.waitpid(child, 0)[1] == 0
         state = state_of(out, known)
-        beside = ", ".join(leftovers(out.parent)).replace(f"-{child}", "") or "nothing"
+        beside = re.sub(f"-{child}[-0-9]*", "", ", ".join(leftovers(out.parent))) or "nothing"
         print(f"{number + 1:>5}  {name:9}  {moment:7.2f} s  {seconds:6.2f} s  {state:9}  {beside}{' (had ended)' * ended}",
               flush=True)  # fmt: skip
         found[f"{name}: {state}"] += 1

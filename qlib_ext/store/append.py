@@ -12,6 +12,7 @@ import pandas as pd
 from qlib_ext.errors import DataError
 from qlib_ext.market_rules import missing_trading_days
 from qlib_ext.store.checks import check_tables
+from qlib_ext.store.disk import real_path
 from qlib_ext.store.ingest import Settings, publish_store
 from qlib_ext.store.kept import kept_tables
 from qlib_ext.store.metadata import check_store, read_metadata
@@ -48,7 +49,7 @@ def append(tables: TableSource, store: Union[str, Path], columns: Union[str, Pat
         stored table has, a row that contradicts a stored one, new rows that would change the past; and as `ingest`.
     """
     started = time.time()
-    out = Path(store).expanduser().absolute()
+    out = real_path(store)
     if not out.parent.is_dir():
         check_store(out)
     with StoreLock(out):

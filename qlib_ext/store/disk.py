@@ -1,4 +1,4 @@
-"""What a disk may refuse, in named sentences, and the exchange of two folders at one instant."""
+"""Paths and folders: links, what a disk may refuse, in named sentences, the exchange of two folders at one instant."""
 
 import ctypes
 import errno
@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 from pathlib import Path
+from typing import Union
 
 from qlib_ext.errors import DataError
 
@@ -13,6 +14,29 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS)
 _NO_EXCHANGE = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EPERM)  # EPERM: sandboxes refuse calls they do not know
 _THIS_FOLDER, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of renameat2(2)
+
+
+def real_path(path: Union[str, Path]) -> Path:
+    """An absolute path with its links followed: one name for one place.
+
+    Raises
+    ------
+    DataError
+        A link on the way leads nowhere.
+    """
+    path = Path(path).expanduser().absolute()
+    for place in (path, *path.parents):
+        if place.is_symlink() and not place.exists():
+            raise DataError(f"{place} is a link to {os.readlink(place)}, which is not there; make that folder, or give another path")
+    return path.resolve()
+
+
+def remove(path: Path, ignore_errors: bool = False) -> None:
+    """Remove a folder with all it holds, or a link and not what it leads to."""
+    if path.is_symlink():
+        path.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(path, ignore_errors=ignore_errors)
 
 
 def exchange(first: Path, second: Path) -> bool:

@@ -40,7 +40,7 @@ def ingest(
     Arguments
     ---------
     tables : folder of `<table>.parquet` or `<table>.csv`, or DataFrames by table name (columns: `qlib_ext.store.schema.TABLES`)
-    out : folder of the store; built beside it and put in its place when complete
+    out : folder of the store (links are followed); built beside it and put in its place when complete
     vwap : 'typical', (high + low + close) / 3, or 'amount', amount / volume (NaN where the amount is unknown)
     overwrite : replace a store that is at `out`
     generated : recorded in the metadata: the data are made up
@@ -60,8 +60,8 @@ def ingest(
     if vwap not in VWAP_MODES:
         raise ConfigError(f"unknown vwap {vwap!r}; valid are {list(VWAP_MODES)}")
     settings = Settings(vwap, tuple(index_names), _sizes(index_names, index_sizes or {}), bool(generated))
-    out = Path(out).expanduser().absolute()
-    with StoreLock(out):
+    with StoreLock(out) as lock:
+        out = lock.out
         check_goal(out, overwrite)
         data = read_tables(tables, columns)
         publish_store(out, data, settings, started=started)

@@ -1,10 +1,12 @@
 """Writing a Qlib store all or nothing: a folder beside the goal is filled, then put in its place; a lock keeps writers apart."""
 
 import fcntl
+import glob
 import json
 import logging
 import os
 import shutil
+import time
 from pathlib import Path
 from typing import Dict, List, Sequence, Tuple
 
@@ -16,7 +18,7 @@ from qlib.data.storage.file_storage import FileCalendarStorage, FileFeatureStora
 from qlib.utils.time import Freq
 
 from qlib_ext.errors import DataError
-from qlib_ext.store.disk import check_room, disk_fault, exchange
+from qlib_ext.store.disk import check_room, disk_fault, exchange, real_path, remove
 from qlib_ext.store.metadata import METADATA_FILE, check_store, combine, digest
 
 logger = logging.getLogger("qlib_ext.store")
@@ -48,17 +50,19 @@ class _PlainCalendarStorage(_WithoutInit, FileCalendarStorage):
 
 
 class StoreLock:
-    """Holds the right to write one store; on entry also clears what dead writers left behind.
+    """Holds the right to write one store, `out` with its links followed; on entry also clears what dead writers left behind, on
+    exit, when others may write again, removes the stores that were replaced.
 
     Raises
     ------
     DataError
-        Another writer, in this process or another, holds the lock, or the folder around the store may not be written.
+        A link that leads nowhere; another writer, in this process or another, holds the lock; or the folder around the store may
+        not be written.
     """
 
     def __init__(self, out: Path):
-        self.out = out
-        self.path = out.parent / f".{out.name}.lock"
+        self.out = real_path(out)
+        self.path = self.out.parent / f".{self.out.name}.lock"
         self._file = None
 
     def __enter__(self) -> "StoreLock":
@@ -83,11 +87,17 @@ class StoreLock:
         try:
             self._clear()
         except BaseException:
-            self.__exit__()
+            self._release()
             raise
         return self
 
     def __exit__(self, *exception) -> None:
+        self._release()
+        for folder in self._beside("replaced"):  # tens of thousands of small files: can take longer than writing them
+            logger.info("removing %s, the store that was replaced, which can take minutes on a slow disk", folder)
+            remove(folder, ignore_errors=True)  # another writer may be at it too
+
+    def _release(self) -> None:
         self.path.unlink(missing_ok=True)
         self._file.close()
 
@@ -98,17 +108,16 @@ class StoreLock:
             return False
 
     def _clear(self) -> None:
-        replaced = sorted(self.out.parent.glob(f".{glob_escape(self.out.name)}.old-*"))
-        if replaced and not self.out.exists():  # died between the two renames of a replacement
+        replaced = self._beside("old")
+        if replaced and not self.out.exists() and not replaced[-1].is_symlink():  # died between the two renames of a replacement
             replaced.pop().rename(self.out)
-        for folder in replaced + sorted(self.out.parent.glob(f".{glob_escape(self.out.name)}.building-*")):
+        for folder in replaced + self._beside("building"):
             logger.info("removing %s, which an interrupted ingestion left behind", folder)
-            shutil.rmtree(folder)
+            remove(folder)
 
-
-def glob_escape(name: str) -> str:
-    """A file name as a literal glob pattern."""
-    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
+    def _beside(self, what: str) -> List[Path]:
+        """Folders of one purpose that writers made beside the store."""
+        return sorted(self.out.parent.glob(f".{glob.escape(self.out.name)}.{what}-*"))
 
 
 def check_goal(out: Path, overwrite: bool) -> None:
@@ -134,8 +143,8 @@ def check_goal(out: Path, overwrite: bool) -> None:
 
 
 class StoreWriter:
-    """Fills a folder beside `out`; `publish` puts it in the place of `out`; leaving without it removes the folder, leaving after
-    it removes the store that was replaced. `needed`: about how many bytes will be written.
+    """Fills a folder beside `out`; `publish` puts it in the place of `out`, leaving without it removes the folder. The store that
+    was replaced is removed by the `StoreLock`. `needed`: about how many bytes will be written.
 
     Use inside a `StoreLock`. Feature and calendar files go through Qlib's own storage classes; instruments files are written
     here, since Qlib 0.9.7 writes their columns in an order it cannot read back (start, end, code).
@@ -151,7 +160,8 @@ class StoreWriter:
         self.folder = out.parent / f".{out.name}.building-{os.getpid()}"
         self.digests: Dict[str, str] = {}
         self.table_digests: Dict[str, str] = {}
-        self._old = out.parent / f".{out.name}.old-{os.getpid()}"
+        self._old = out.parent / f".{out.name}.old-{os.getpid()}"  # between two renames: the only whole store there is
+        self._replaced = out.parent / f".{out.name}.replaced-{os.getpid()}-{time.time_ns()}"
 
     def __enter__(self) -> "StoreWriter":
         check_room(self.out, self.needed)
@@ -166,9 +176,6 @@ class StoreWriter:
 
     def __exit__(self, kind, error, trace) -> None:
         shutil.rmtree(self.folder, ignore_errors=True)
-        if self._old.exists():  # tens of thousands of small files: can take longer than writing them
-            logger.info("the new store is in place; removing the one it replaced, which can take minutes on a slow disk")
-            shutil.rmtree(self._old, ignore_errors=True)
         if isinstance(error, OSError):
             raise disk_fault(error, self.out, self.needed) from error
 
@@ -213,7 +220,7 @@ class StoreWriter:
         if not self.out.exists():
             self.folder.rename(self.out)
         elif exchange(self.folder, self.out):
-            self.folder.rename(self._old)
+            self.folder.rename(self._replaced)
         else:
             self._replace()
         return metadata
@@ -226,6 +233,7 @@ class StoreWriter:
         except BaseException:
             self._old.rename(self.out)
             raise
+        self._old.rename(self._replaced)
 
     def _note(self, name: str) -> None:
         self.digests[name] = digest((self.folder / name).read_bytes())

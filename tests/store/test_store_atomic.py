@@ -2,6 +2,7 @@
 
 import ctypes
 import errno
+import fcntl
 import importlib.util
 import json
 import os
@@ -20,6 +21,7 @@ from qlib_ext.errors import DataError
 from qlib_ext.store import check_store, fingerprint
 from qlib_ext.store import disk, writer
 from qlib_ext.store import ingest as ingest_module
+from qlib_ext.store.append import append
 from qlib_ext.store.ingest import ingest
 from qlib_ext.store.writer import StoreLock, StoreWriter
 
@@ -160,6 +162,47 @@ def test_a_place_nobody_may_write(tables):
         ingest(tables, "/sys/qlib_ext_nowhere/store")
 
 
+# ---- links --------------------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def link(small_store, tmp_path):
+    """A link to a copy of a store on another folder."""
+    shutil.copytree(small_store, tmp_path / "disk" / "store")
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "store")
+    return tmp_path / "link"
+
+
+def test_a_store_behind_a_link_is_replaced_behind_it(tables, link, small_store):
+    tables["bars"]["turnover"] *= 1.001
+    for _ in range(2):
+        assert ingest(tables, link, overwrite=True) == link.resolve()
+        assert link.is_symlink() and fingerprint(link) == fingerprint(link.resolve()) != fingerprint(small_store)
+        assert hidden(link.parent) == [] and [path.name for path in link.resolve().parent.iterdir()] == ["store"]
+
+
+def test_a_store_has_one_lock_by_all_its_names(link):
+    with StoreLock(link.resolve()):
+        with pytest.raises(DataError, match="another ingestion is writing"):
+            StoreLock(link).__enter__()
+
+
+def test_a_link_that_leads_nowhere(tables, tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for out in (tmp_path / "link", tmp_path / "link" / "store"):
+        with pytest.raises(DataError, match="link is a link to .*nowhere, which is not there"):
+            ingest(tables, out)
+        with pytest.raises(DataError, match="which is not there"):
+            append(tables, out)
+    assert not (tmp_path / "nowhere").exists()
+
+
+@pytest.mark.parametrize("name", [".store.old-1", ".store.building-1", ".store.replaced-1-1"])
+def test_leftovers_that_are_links_are_removed_alone(small_store, tmp_path, name):
+    (tmp_path / name).symlink_to(small_store)
+    with StoreLock(tmp_path / "store"):
+        pass
+    assert list(tmp_path.iterdir()) == [] and check_store(small_store)
+
+
 # ---- replacing ----------------------------------------------------------------------------------------------------------------
 def folders(place: Path) -> tuple:
     for name in ("first", "second"):
@@ -219,7 +262,7 @@ def test_a_store_is_there_at_every_instant(tmp_path):
 
     watcher = threading.Thread(target=look)
     for number in range(100):
-        with StoreWriter(out) as one:
+        with StoreLock(out), StoreWriter(out) as one:
             one.publish({"number": number, "spans": {"calendar": ["", "2020-01-02", 1]}}, {})
         if number == 0:
             watcher.start()
@@ -244,6 +287,40 @@ def test_a_replacement_that_died_between_its_renames_is_undone(tables, tmp_path,
     os.rename(store, tmp_path / ".store.old-1")
     with StoreLock(store):
         assert check_store(store)
+
+
+@pytest.mark.parametrize("supported", [True, False])
+def test_the_replaced_store_is_removed_when_others_may_write_again(tables, small_store, tmp_path, monkeypatch, supported):
+    store, removed, original = shutil.copytree(small_store, tmp_path / "store"), [], writer.remove
+
+    def look(folder, **options):
+        assert not (tmp_path / ".store.lock").exists()
+        removed.append((folder.name.split("-")[0], fingerprint(folder)))
+        original(folder, **options)
+
+    monkeypatch.setattr(writer, "remove", look)
+    if not supported:
+        monkeypatch.setattr(writer, "exchange", lambda *folders: False)
+    before = fingerprint(store)
+    tables["bars"]["turnover"] *= 1.001
+    ingest(tables, store, overwrite=True)
+    assert removed == [(".store.replaced", before)] and hidden(tmp_path) == []
+
+
+def test_a_lock_whose_file_its_last_holder_removed_is_taken_again(tmp_path, monkeypatch):
+    """The file goes between our open and our lock: what we then hold keeps nobody out."""
+    taken, original = [], fcntl.flock
+
+    def late(file, how):
+        if not taken:
+            os.unlink(file.name)
+        taken.append(original(file, how))
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with StoreLock(tmp_path / "store") as lock:
+        assert len(taken) == 2 and lock.path.exists()
+        with pytest.raises(DataError, match="another ingestion"):
+            StoreLock(tmp_path / "store").__enter__()
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
