@@ -1,15 +1,21 @@
 """Where runs are kept: an experiment manager for a local sqlite file, with the artefacts beside it."""
 
 import fcntl
+import json
 import re
 from pathlib import Path
 
 from mlflow.exceptions import MlflowException
+from qlib.config import C
 from qlib.utils.exceptions import ExpAlreadyExistError
 from qlib.workflow.exp import MLflowExperiment
 from qlib.workflow.expm import MLflowExpManager
 
+from qlib_ext.errors import DataError
+from qlib_ext.store.metadata import read_metadata
+
 PREFIX = "sqlite:///"
+TAG = "qlib_ext."
 
 
 def resolve_uri(uri: str) -> str:
@@ -22,6 +28,29 @@ def resolve_uri(uri: str) -> str:
 def database_path(uri: str) -> Path | None:
     """The file behind a sqlite uri, or None for another kind of uri."""
     return Path(resolve_uri(uri)[len(PREFIX):]) if str(uri).startswith(PREFIX) else None
+
+
+def data_tags(store) -> dict[str, str]:
+    """Tags of a run on a store: its folder, its fingerprint, whether the data are generated, and then the best possible IC.
+
+    A folder made elsewhere, or none at all, has the first tag only. The best possible IC is JSON, universe -> mean over all years
+    (null: no signal).
+    """
+    from qlib_ext.demo.build import read_truth
+    tags = {TAG + "store": str(store)}
+    try:
+        metadata = read_metadata(store)
+    except DataError:
+        metadata = None
+    if metadata is None:
+        return tags
+    tags[TAG + "store_fingerprint"] = metadata["fingerprint"]
+    tags[TAG + "generated"] = json.dumps(bool(metadata.get("generated")))
+    truth = read_truth(store) if metadata.get("generated") else None
+    if truth is not None:
+        best = {name: years["total"] for name, years in truth["best_possible_ic"].items()}
+        tags[TAG + "best_possible_ic"] = json.dumps(best)
+    return tags
 
 
 class SqliteExpManager(MLflowExpManager):
@@ -53,6 +82,13 @@ class SqliteExpManager(MLflowExpManager):
         with open(path.with_name(f".{path.name}.lock"), "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             return super().client
+
+    def _start_exp(self, **options) -> MLflowExperiment:
+        """Qlib's, and the run is tagged with what its data are (`data_tags`)."""
+        experiment = super()._start_exp(**options)
+        if C.registered and experiment.active_recorder is not None:
+            experiment.active_recorder.set_tags(**data_tags(C.dpm.get_data_uri("day")))
+        return experiment
 
     def artifact_location(self, experiment_name: str) -> str | None:
         """Folder for a new experiment's artefacts; None (MLflow's choice) where there is no local database."""

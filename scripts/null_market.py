@@ -20,6 +20,7 @@ from typing import Dict, List
 import numpy as np
 import pandas as pd
 
+from qlib_ext.demo.build import build_demo, read_truth
 from qlib_ext.errors import DataError, ExtError
 from qlib_ext.report.metrics import daily_ic, newey_west_t
 from qlib_ext.workflow import load_workflow
@@ -87,8 +88,6 @@ def run_market(out: Path, market: str, seed: int, universe: str, models: List[st
     from qlib.utils import init_instance_by_config
     from qlib.workflow import R
 
-    from qlib_ext.demo.build import build_demo
-
     switches = {} if market == "planted" else {"null": True}
     store = build_demo(out / f"{market}_{seed}", seed=seed, **switches)
     os.environ.update(QLIB_DATA=str(store), QLIB_EXT_HOME=str(out / "home"), QLIB_EXT_SEED=str(seed))
@@ -114,6 +113,15 @@ def run_market(out: Path, market: str, seed: int, universe: str, models: List[st
         row = {"market": market, "seed": seed, "model": model_name, "sizes": f"{universe} {sizes_in_force()}", **found}
         add_result(out / "results.csv", row)
         print(f"{market} market, seed {seed}, {model_name}: mean IC {row['mean_ic']:+.4f}, t {row['t']:+.2f}", flush=True)
+
+
+def best_possible(out: Path, market: str, options) -> str:
+    """The best possible IC of every seed, all years, from the truth beside the stores."""
+    if market == "null":
+        return "no signal at all: best possible IC 0"
+    truths = {seed: read_truth(out / f"{market}_{seed}") for seed in options.seeds}
+    found = {seed: truth["best_possible_ic"][options.universe]["total"] for seed, truth in truths.items() if truth}
+    return "best possible IC " + ", ".join(f"{found[seed]:.4f} (seed {seed})" for seed in found)
 
 
 def report(rows: List[Dict[str, str]], models: List[str], seeds: List[int]) -> List[str]:
@@ -154,7 +162,8 @@ def main(arguments: List[str] | None = None) -> int:
                 print(f"error: the {market} market of seed {seed} stopped (see above); call again to go on", file=sys.stderr)
                 return 2
     rows = finished()
-    print(f"Generated market, {market}; {sizes}\n" + "\n".join(report(rows, options.models, options.seeds)))
+    print(f"Generated market, {market}, {best_possible(out, market, options)}; {sizes}")
+    print("\n".join(report(rows, options.models, options.seeds)))
     asked = [float(row["t"]) for row in rows if row["model"] in options.models and int(row["seed"]) in options.seeds]
     return int(not all(abs(t) < LIMIT for t in asked))
 

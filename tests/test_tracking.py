@@ -1,5 +1,6 @@
 """The experiment manager for a sqlite file that need not exist yet."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,9 @@ import pytest
 from qlib.config import C
 from qlib.utils.exceptions import ExpAlreadyExistError
 
-from qlib_ext.tracking import SqliteExpManager, database_path, resolve_uri
+from qlib_ext.tracking import SqliteExpManager, data_tags, database_path, resolve_uri
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
@@ -65,3 +68,48 @@ def test_runs_that_start_together_share_a_new_database(tmp_path):
     for run in runs:
         errors = run.communicate(timeout=240)[1]
         assert run.returncode == 0, errors[-2000:]
+
+
+RUN = """
+import json, sys
+import qlib
+from qlib.workflow import R
+store, uri = sys.argv[1:]
+qlib.init(provider_uri=store, region="cn", kernels=1, exp_manager={
+    "class": "SqliteExpManager", "module_path": "qlib_ext.tracking", "kwargs": {"uri": uri, "default_exp_name": "x"}})
+with R.start(experiment_name="x"):
+    identifier = R.get_recorder().id
+tags = R.get_recorder(recorder_id=identifier, experiment_name="x").list_tags()
+print(json.dumps({name: value for name, value in tags.items() if name.startswith("qlib_ext.")}))
+"""
+
+
+def small_store(folder: Path, **about) -> Path:
+    for name in ("calendars", "instruments", "features/sh600000"):
+        (folder / name).mkdir(parents=True)
+    (folder / "calendars" / "day.txt").write_text("2023-01-03\n")
+    (folder / "instruments" / "all.txt").write_text("SH600000\t2023-01-03\t2023-01-03\n")
+    if about:
+        metadata = {"format": 1, "fingerprint": "f", "spans": {"calendar": ["2023-01-03", "2023-01-03", 1]}, **about}
+        (folder / "qlib_ext_store.json").write_text(json.dumps(metadata))
+    return folder
+
+
+def test_a_run_is_tagged_with_what_its_data_are(tmp_path):
+    store = small_store(tmp_path / "market", generated=True)
+    (tmp_path / "market.truth.parquet").write_bytes(b"")
+    truth = {"store_fingerprint": "f", "best_possible_ic": {"csi1000": {"2023": 0.2, "total": 0.1}}}
+    (tmp_path / "market.truth.json").write_text(json.dumps(truth))
+    done = subprocess.run([sys.executable, "-c", RUN, str(store), f"sqlite:///{tmp_path}/t.db"], cwd=ROOT, text=True,
+                          capture_output=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout.splitlines()[-1]) == {
+        "qlib_ext.store": str(store), "qlib_ext.store_fingerprint": "f", "qlib_ext.generated": "true",
+        "qlib_ext.best_possible_ic": '{"csi1000": 0.1}'}
+
+
+def test_tags_of_other_data(tmp_path):
+    elsewhere, real = small_store(tmp_path / "elsewhere"), small_store(tmp_path / "real", generated=False)
+    for store in (elsewhere, tmp_path / "nothing"):
+        assert data_tags(store) == {"qlib_ext.store": str(store)}
+    assert data_tags(real)["qlib_ext.generated"] == "false" and "qlib_ext.best_possible_ic" not in data_tags(real)

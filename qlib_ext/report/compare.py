@@ -14,6 +14,7 @@ Signal columns come from the artefacts `pred.pkl` and `label.pkl`, portfolio col
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from pathlib import Path
@@ -22,9 +23,12 @@ from typing import Mapping, Optional
 import numpy as np
 import pandas as pd
 
+from qlib_ext.demo.build import read_truth, truth_paths
+from qlib_ext.demo.truth import STATEMENT
 from qlib_ext.errors import ConfigError, DataError, ExtError
 from qlib_ext.report.metrics import REPORT_MIN_PAIRS, daily_ic, daily_rank_ic, summarize
-from qlib_ext.report.runs import REPORT, Run, Runs, home
+from qlib_ext.report.runs import Origin, Run, Runs, home
+from qlib_ext.store.metadata import read_metadata
 
 DAYS_A_YEAR = 252
 LABEL_TOLERANCE = 1e-5
@@ -136,38 +140,53 @@ def format_table(table: pd.DataFrame) -> str:
     return table.to_string(formatters=style, na_rep="-")
 
 
-def generated_statement(stores: Mapping[str, tuple[Path, Optional[str]]], table: pd.DataFrame, min_pairs: int) -> list[str]:
+def generated_statement(origins: Mapping[str, Origin], table: pd.DataFrame, min_pairs: int) -> list[str]:
     """What a table of results must say of generated markets.
 
     Args:
-        stores: run name -> (the store it read, its fingerprint then, None if unknown); runs of unknown store are absent.
+        origins: run name -> the data it read.
         table: `common_pairs` of the runs.
 
     Returns:
-        Lines; none where no store is known to be generated.
+        Lines; none where all data are known not to be generated.
     """
-    from qlib_ext.demo.build import read_truth, truth_paths
-    from qlib_ext.store.metadata import read_metadata
+    lines = [_origin_line(name, origin, table, min_pairs) for name, origin in origins.items()]
+    return list(dict.fromkeys(line for line in lines if line))
 
-    lines = {}
-    for name, (store, then) in stores.items():
-        try:
-            metadata = read_metadata(store)
-        except DataError:
-            continue
-        if not (metadata or {}).get("generated"):
-            continue
-        truth = read_truth(store)
-        if truth is None or then not in (None, metadata["fingerprint"]):
-            lines[f"Generated market ({store}), made anew since {name} ran: its best possible IC is not known any more."] = None
-            continue
-        expected = pd.read_parquet(truth_paths(store)[1]).set_index(["date", "instrument"])["expected"]
-        expected.index = expected.index.set_levels(expected.index.levels[1].astype(str), level=1)
-        best = signal_figures(table.assign(best=expected.reindex(table.index).to_numpy()).dropna(), "best", min_pairs)
-        figures = ", ".join(f"{figure} {best[figure]:.4f}" for figure in ("IC", "RankIC"))
-        known = f"best possible on these pairs: {figures}" if np.isfinite(best["IC"]) else "no signal at all: best possible IC 0"
-        lines[f"Generated market ({store}; {known}). {truth['statement']}"] = None
-    return list(lines)
+
+def _origin_line(name: str, origin: Origin, table: pd.DataFrame, min_pairs: int) -> str:
+    """The statement on one run; empty for data that are not generated."""
+    now, generated = _store_now(origin), origin.generated
+    if generated is None:  # not recorded: the store as it is now must tell
+        if now is None:
+            return f"Whether the data of {name} were generated is not known: its store is not there any more, or another one."
+        generated = now.get("generated", False)
+    if not generated:
+        return ""
+    place, truth = f"Generated market ({origin.store}", None if now is None else read_truth(origin.store)
+    if truth is None:
+        recorded = json.dumps(origin.best) if origin.best else "not known any more"
+        return f"{place}, made anew or gone since {name} ran): best possible IC over all years {recorded}. {STATEMENT}"
+    if truth.get("switches", {}).get("null"):
+        return f"{place}; no signal at all: best possible IC 0). {truth['statement']}"
+    expected = pd.read_parquet(truth_paths(origin.store)[1]).set_index(["date", "instrument"])["expected"]
+    expected.index = expected.index.set_levels(expected.index.levels[1].astype(str), level=1)
+    best = signal_figures(table.assign(best=expected.reindex(table.index).to_numpy()).dropna(), "best", min_pairs)
+    if not np.isfinite(best["IC"]):
+        return f"{place}; best possible IC: no day has {min_pairs} pairs). {truth['statement']}"
+    label = truth.get("label", "the planted label")
+    return (f"{place}; best possible on these pairs, by the true expectation of {label}: IC {best['IC']:.4f}, RankIC "
+            f"{best['RankIC']:.4f}). {truth['statement']}")
+
+
+def _store_now(origin: Origin) -> Optional[dict]:
+    """Metadata of the run's store if it is still the one it read ({} for a folder made elsewhere), else None."""
+    try:
+        metadata = None if origin.store is None else read_metadata(origin.store) or {}
+    except DataError:
+        return None
+    same = metadata is None or origin.fingerprint is None or origin.fingerprint == metadata.get("fingerprint", origin.fingerprint)
+    return metadata if same else None
 
 
 def _names(runs: Runs, chosen: list) -> Mapping[str, object]:
@@ -258,13 +277,12 @@ def _report(options) -> int:
             print(f"DataError in {heading}: {error}; name the runs that belong together", file=sys.stderr)
             status = 1
             continue
-        tables[heading] = table
         print(format_table(table))
         pairs = int(table["pairs"].iloc[0])
-        stores = {name: (store, runs.store_fingerprint(chosen[name])) for name in names
-                  if (store := runs.store(chosen[name])) is not None}
         pair_table, _ = common_pairs([loaded[name] for name in names], members)
-        for line in generated_statement(stores, pair_table, options.min_pairs):
+        statements = generated_statement({name: runs.origin(chosen[name]) for name in names}, pair_table, options.min_pairs)
+        tables[heading] = table.assign(data="; ".join(statements))
+        for line in statements:
             print(line)
         print(f"Every row on the same {pairs} pairs of (day, stock, raw label); 'dropped' counts the others a run had.")
         for name in names:

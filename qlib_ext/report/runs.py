@@ -7,7 +7,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
+from typing import NamedTuple, Optional
 
 import pandas as pd
 
@@ -29,6 +29,15 @@ class Run:
     score: pd.Series
     label: pd.Series
     report: Optional[pd.DataFrame] = None
+
+
+class Origin(NamedTuple):
+    """The data of a run; None: not known. `best`: universe -> best possible IC of a generated market, over all years."""
+
+    store: Optional[Path]
+    fingerprint: Optional[str]
+    generated: Optional[bool]
+    best: Optional[dict]
 
 
 class Runs:
@@ -140,17 +149,21 @@ class Runs:
         report = None if paths[REPORT] is None else pd.read_pickle(paths[REPORT])
         return Run(name, score, label, report)
 
-    def store(self, run) -> Optional[Path]:
-        """The store a run read, from the configuration that qrun keeps; None where the run has none or the store is gone."""
-        config = self._path(run, "config")
-        uri = ((pd.read_pickle(config) or {}).get("qlib_init") or {}).get("provider_uri") if config is not None else None
-        store = Path(uri).expanduser() if isinstance(uri, str) else None
-        return store if store is not None and store.is_dir() else None
-
-    def store_fingerprint(self, run) -> Optional[str]:
-        """Fingerprint of the store as the run read it; None without a run card."""
-        card = self._path(run, "run_card.json")
-        return None if card is None else (json.loads(card.read_text()).get("panel") or {}).get("store")
+    def origin(self, run) -> Origin:
+        """What data a run read: from its tags, else (a run of another tracking manager) from its configuration and run card."""
+        from qlib_ext.tracking import TAG
+        tags = {name[len(TAG):]: value for name, value in run.data.tags.items() if name.startswith(TAG)}
+        config, card = self._path(run, "config"), self._path(run, "run_card.json")
+        store, fingerprint = tags.get("store"), tags.get("store_fingerprint")
+        if store is None and config is not None:
+            uri = ((pd.read_pickle(config) or {}).get("qlib_init") or {}).get("provider_uri")
+            store = uri.get("day") if isinstance(uri, dict) else uri
+        if fingerprint is None and card is not None:
+            fingerprint = (json.loads(card.read_text()).get("panel") or {}).get("store")
+        generated, best = (json.loads(tags[name]) if name in tags else None for name in ("generated", "best_possible_ic"))
+        if "store" in tags and generated is None:
+            generated = False  # made elsewhere: our generator tags its own
+        return Origin(None if store is None else Path(str(store)).expanduser(), fingerprint, generated, best)
 
     def experiment_of(self, run) -> str:
         """Name of a run's experiment."""

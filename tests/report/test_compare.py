@@ -9,7 +9,7 @@ import pytest
 
 from qlib_ext.errors import DataError
 from qlib_ext.report import compare as module
-from qlib_ext.report.compare import Run, common_pairs, compare, format_table, generated_statement, portfolio_figures
+from qlib_ext.report.compare import Origin, Run, common_pairs, compare, format_table, generated_statement, portfolio_figures
 
 DAYS = pd.bdate_range("2023-01-02", periods=6)
 STOCKS = [f"SH6000{i:02d}" for i in range(12)]
@@ -267,6 +267,9 @@ def test_finished_runs_without_predictions_are_skipped(several, capsys):
     assert f"skipped: 1 of gru (no predictions or raw labels): {run.info.run_id[:8]}" in capsys.readouterr().out
 
 
+METADATA = {"format": 1, "fingerprint": "f", "generated": True, "spans": {"calendar": ["2023-01-03", "2023-01-03", 1]}}
+
+
 @pytest.fixture
 def generated(tmp_path):
     """A generated store with its truth: the expected return of every pair is its label, half of it noise."""
@@ -275,7 +278,7 @@ def generated(tmp_path):
         (store / name).mkdir(parents=True)
     (store / "calendars" / "day.txt").write_text("2023-01-03\n")
     (store / "instruments" / "all.txt").write_text("SH600000\t2023-01-03\t2023-01-03\n")
-    (store / "qlib_ext_store.json").write_text(json.dumps({"format": 1, "fingerprint": "f", "generated": True}))
+    (store / "qlib_ext_store.json").write_text(json.dumps(METADATA))
     noise = np.random.default_rng(3).standard_normal(len(LABEL))
     expected = (LABEL + LABEL.std() * noise).rename("expected")
     expected.rename_axis(["date", "instrument"]).reset_index().to_parquet(tmp_path / "market.truth.parquet")
@@ -284,25 +287,40 @@ def generated(tmp_path):
     return store, expected
 
 
+def statement(store, table=None, min_pairs=2, fingerprint="f", generated=None, best=None) -> str:
+    table = common_pairs([make_run("a", 1)])[0] if table is None else table
+    return "\n".join(generated_statement({"a": Origin(store, fingerprint, generated, best)}, table, min_pairs))
+
+
 def test_a_generated_market_is_named_with_the_best_possible_figures(generated):
     store, expected = generated
     table, _ = common_pairs([make_run("a", 1)])
-    line, = generated_statement({"a": (store, "f"), "b": (store, None)}, table, 2)
     best = table.assign(best=expected).groupby("datetime").apply(lambda day: day["best"].corr(day["label"])).mean()
-    assert f"IC {best:.4f}" in line and "Prices are made up." in line and str(store) in line
-    line, = generated_statement({"a": (store, "older")}, table, 2)
-    assert "made anew since a ran" in line
+    for fingerprint, recorded in (("f", True), ("f", None), (None, None)):
+        line = statement(store, table, fingerprint=fingerprint, generated=recorded)
+        assert f"IC {best:.4f}" in line and "Prices are made up." in line and str(store) in line
+    assert "no day has 500 pairs" in statement(store, table, 500, generated=True)
+    both = {"a": Origin(store, "f", True, None), "b": Origin(store, None, None, None)}
+    assert len(generated_statement(both, table, 2)) == 1
+
+
+def test_a_generated_market_that_is_gone_or_replaced_is_named_all_the_same(generated, tmp_path):
+    store, _ = generated
+    for place, fingerprint in ((tmp_path / "gone", "f"), (store, "older")):
+        line = statement(place, fingerprint=fingerprint, generated=True, best={"csi1000": 0.1})
+        assert 'best possible IC over all years {"csi1000": 0.1}' in line and "generated" in line
+        assert "not known" in statement(place, fingerprint=fingerprint)
     metadata = json.loads((store / "qlib_ext_store.json").read_text())
     (store / "qlib_ext_store.json").write_text(json.dumps({**metadata, "generated": False}))
-    assert generated_statement({"a": (store, "f")}, table, 2) == []
+    assert "generated" in statement(store, fingerprint="older", generated=True)
+    assert statement(store) == "" and statement(tmp_path / "gone", generated=False) == ""
 
 
 def test_a_market_without_signal_says_so(generated):
-    store, expected = generated
-    flat = expected.rename_axis(["date", "instrument"]).reset_index().assign(expected=0.001)
-    flat.to_parquet(store.parent / "market.truth.parquet")
-    line, = generated_statement({"a": (store, "f")}, common_pairs([make_run("a", 1)])[0], 2)
-    assert "no signal at all" in line
+    store, _ = generated
+    truth = json.loads((store.parent / "market.truth.json").read_text())
+    (store.parent / "market.truth.json").write_text(json.dumps({**truth, "switches": {"null": True}}))
+    assert "no signal at all: best possible IC 0" in statement(store, generated=True)
 
 
 def test_the_command_line_names_a_generated_store(tracked, generated, tmp_path, capsys):
@@ -310,9 +328,10 @@ def test_the_command_line_names_a_generated_store(tracked, generated, tmp_path, 
 
     uri, identifiers = tracked
     (tmp_path / "add").mkdir()
-    pd.to_pickle({"qlib_init": {"provider_uri": str(generated[0])}}, tmp_path / "add" / "config")
+    pd.to_pickle({"qlib_init": {"provider_uri": {"day": str(generated[0])}}}, tmp_path / "add" / "config")
     MlflowClient(tracking_uri=uri).log_artifact(identifiers[2], str(tmp_path / "add" / "config"))
-    assert module.main(["--uri", uri, "--min-pairs", "2", identifiers[2]]) == 0
+    assert module.main(["--uri", uri, "--min-pairs", "2", identifiers[2], "--csv", str(tmp_path / "table.csv")]) == 0
     assert "Generated market" in capsys.readouterr().out
+    assert "best possible" in pd.read_csv(tmp_path / "table.csv")["data"][0]
     assert module.main(["--uri", uri, "--min-pairs", "2", identifiers[0]]) == 0
-    assert "Generated market" not in capsys.readouterr().out
+    assert "Whether the data of master were generated is not known" in capsys.readouterr().out
