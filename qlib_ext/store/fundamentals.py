@@ -1,6 +1,6 @@
 """Reports as published: what is known of a stock's fundamentals after each announcement, and the daily fields made of it."""
 
-from typing import Dict, Tuple
+from typing import Dict, Optional, Tuple
 
 import numpy as np
 
@@ -21,8 +21,9 @@ class KnownReports:
     """What is known after each announcement of a table of reports, restated and late ones included.
 
     Events are the table's rows in order of stock, announcement and period. A period is named by its `quarter_of`; of several
-    versions of it the last announced counts, as a whole, from its own announcement on. Anything over past quarters can be asked
-    for by `row` or `value`: a single quarter's sales are `value("sales", q) - value("sales", q - 1)` unless q % 4 == 0.
+    versions of it the last announced that has a number counts for that number, from its own announcement on. Anything over past
+    quarters can be asked for by `row` or `value`: a single quarter's sales are `value("sales", q) - value("sales", q - 1)`
+    unless q % 4 == 0.
 
     Attributes
     ----------
@@ -49,16 +50,18 @@ class KnownReports:
     def __len__(self) -> int:
         return len(self._code)
 
-    def row(self, quarter: np.ndarray) -> np.ndarray:
-        """Row of `table` with the version known, after each event, of the period asked for with it; -1 if none is. int [e]"""
+    def row(self, quarter: np.ndarray, name: Optional[str] = None) -> np.ndarray:
+        """Row of `table` with the last version known, after each event, of the period asked for with it (the last that has the
+        number `name`); -1 if none is. int [e]"""
+        has = slice(None) if name is None else ~np.isnan(self.table.numbers[name][self._row])
+        key, rows = np.append(-1, self._key[has]), np.append(-1, self._row[has])
         period = self._code * self._width + quarter
-        place = np.searchsorted(self._key, period * len(self) + np.arange(len(self)), side="right") - 1
-        found = (place >= 0) & (quarter >= 0) & (self._key[place] // len(self) == period)
-        return np.where(found, self._row[place], -1)
+        place = np.searchsorted(key, period * len(self) + np.arange(len(self)), side="right") - 1
+        return np.where((quarter >= 0) & (key[place] // len(self) == period), rows[place], -1)
 
     def value(self, name: str, quarter: np.ndarray) -> np.ndarray:
-        """A number of the report of `row`; NaN if none is known or it lacks the number. float64 [e]"""
-        return np.append(self.table.numbers[name], np.nan)[self.row(quarter)]
+        """A number of the period's last version known that has it; NaN if none does. float64 [e]"""
+        return np.append(self.table.numbers[name], np.nan)[self.row(quarter, name)]
 
     def trailing(self, name: str) -> np.ndarray:
         """A year-to-date flow over the four quarters to the latest period: its own value if that is an annual report, else
@@ -76,7 +79,7 @@ def fundamental_fields(table: Table, grid: Grid) -> Tuple[Dict[str, np.ndarray],
     """Daily fields, float32 [c], of the reports known; only those whose column the table has.
 
     A report counts from the first trading day after its announcement. Units CNY, `eps_y*` CNY per share, `report_age` calendar
-    days; NaN before a stock's first report and where a report lacks the number.
+    days; NaN before a stock's first report and where no version of the report has the number.
     """
     known = KnownReports(table, grid.codes)
     event = grid.latest_event(known.stock, np.searchsorted(grid.calendar, known.announcement, side="right"))

@@ -24,11 +24,11 @@ def year_back(period: pd.Timestamp, years: int = 1) -> pd.Timestamp:
 
 
 def reference(reports: pd.DataFrame, day: pd.Timestamp) -> dict:
-    """Every field of one stock on one day: reports announced before it, the last version of each period."""
+    """Every field of one stock on one day: reports announced before it, of each period the last version that has a number."""
     known = reports[reports["announcement"] < day].sort_values("announcement")
     if known.empty:
         return {}
-    version = {period: rows.iloc[-1] for period, rows in known.groupby("period_end")}
+    version = {period: rows.ffill().iloc[-1] for period, rows in known.groupby("period_end")}
     latest = max(version)
     get = lambda period, name: version[period][name] if period in version else np.nan  # noqa: E731
     found = {"report_age": (day - latest).days, **{name: get(latest, name) for name in BALANCES}}
@@ -141,6 +141,17 @@ def test_an_old_period_announced_late_fills_its_place_only():
     assert set(fields) == {"report_age", "sales_ttm"} | {f"sales_y{back}" for back in range(5)}
 
 
+def test_a_correction_of_one_number_leaves_the_others_known():
+    """Equity and earnings per share of 2018, the latter corrected in June by a row without equity."""
+    rows = [("SH600000", "2018-12-31", "2019-04-01", 100.0, 0.5), ("SH600000", "2018-12-31", "2019-06-03", np.nan, 0.4)]
+    reports = pd.DataFrame(rows, columns=["instrument", "period_end", "announcement", "equity", "eps"])
+    reports[["period_end", "announcement"]] = reports[["period_end", "announcement"]].apply(pd.to_datetime)
+    days = pd.bdate_range("2019-06-03", "2019-06-05")
+    fields, _ = laid(reports, days, ["SH600000"])
+    np.testing.assert_array_equal(fields["equity"], [100, 100, 100])
+    np.testing.assert_array_equal(fields["eps_y0"], np.float32([0.5, 0.4, 0.4]))
+
+
 def test_past_quarters_can_be_asked_for():
     """A single quarter's sales, as growth formulas over past quarters need them, against a lookup by hand."""
     reports = random_reports(5, stocks=2)
@@ -154,7 +165,7 @@ def test_past_quarters_can_be_asked_for():
             code, today = known.table.instrument(event), known.announcement[event]
             rows = reports[(reports["instrument"] == code) & (reports["announcement"] <= pd.Timestamp(today))]
             own = (quarter_of(rows["period_end"].to_numpy()), rows["announcement"].to_numpy(), rows["sales"].to_numpy())
-            held = {q: sales for q, _, sales in sorted(zip(*own), key=lambda row: row[:2])}
+            held = {q: sales for q, _, sales in sorted(zip(*own), key=lambda row: row[:2]) if not np.isnan(sales)}
             if event + 1 < len(known) and known.announcement[event + 1] == today and known.stock[event + 1] == known.stock[event]:
                 continue  # more is announced on the same day
             q = quarter[event]
