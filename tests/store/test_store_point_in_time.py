@@ -144,6 +144,16 @@ def shifted(function, place, days):
     return leaking
 
 
+def later_closes(function):
+    """A planted leak: limits are computed from the closes of two days later."""
+
+    def leaking(bars, grid, kinds, prices, instruments):
+        close, raw_close = (np.append(cells[2:], cells[-2:]) for cells in (prices.close, prices.raw_close))
+        return function(bars, grid, kinds, prices._replace(close=close, raw_close=raw_close), instruments)
+
+    return leaking
+
+
 LEAKS = {
     "float_shares": (fields, "shares", lambda f: changed_table(f, 0, early("month", 1)), "float_cap"),
     "industry": (fields, "industry", lambda f: changed_table(f, 0, early("start")), "industry"),
@@ -154,7 +164,7 @@ LEAKS = {
     "period end": (content, "fundamental_fields", lambda f: changed_table(f, 0, by_period_end), "net_profit_ttm"),
     "restated at once": (content, "fundamental_fields", lambda f: changed_table(f, 0, restated_at_once), "equity"),
     "ex-date": (fields, "dividends", lambda f: changed_table(f, 0, early("ex_date", 1)), "cash_dividend"),
-    "limits of the close after": (content, "limit_fields", lambda f: shifted(f, 3, 2), "limit_up"),
+    "limits of the close after": (content, "limit_fields", later_closes, "limit_up"),
     "returns of the day after": (content, "index_level", lambda f: shifted(f, 2, 1), "CSI300TR"),
 }
 
