@@ -146,7 +146,7 @@ def _industry_numbers(table: Table) -> Tuple[np.ndarray, Dict[str, dict]]:
     number: Dict[str, int] = {}
     names: Dict[str, Optional[str]] = {}
     others = 0
-    for row in np.lexsort((codes.astype(str), table.dates["start"])):
+    for row in np.lexsort((codes, table.dates["start"])):
         code = codes[row]
         if code not in number:
             plain = code.isdecimal() and len(code) <= 7 and str(int(code)) == code
