@@ -14,7 +14,7 @@ from qlib_ext.market_rules import missing_trading_days
 from qlib_ext.store.checks import check_tables
 from qlib_ext.store.disk import real_path
 from qlib_ext.store.ingest import Settings, publish_store
-from qlib_ext.store.kept import kept_tables
+from qlib_ext.store.kept import check_own_files, kept_tables, known_by
 from qlib_ext.store.metadata import check_store, read_metadata
 from qlib_ext.store.schema import KINDS, TABLES
 from qlib_ext.store.tables import Table, TableSource, read_tables
@@ -24,7 +24,8 @@ logger = logging.getLogger("qlib_ext.store")
 _NEW_DAYS = ("bars", "index_bars")
 _SPAN_KEYS = {"membership": ("instrument", "index", "start"), "industry": ("instrument", "start"), "instruments": ("instrument",)}
 _KEY_TEXTS = ("index", "member", "fund")
-_TOLERANCE = 1e-9  # relative; numbers that went through text
+_TOLERANCE = 1e-6  # relative; numbers that went through text or 32 bits
+_MANY = 3  # instruments that no longer trade from one day to the next; fewer may all be suspended in a small store
 _OF_BARS = ("all",) + KINDS  # instruments files whose spans are those of the bars
 
 
@@ -33,9 +34,9 @@ def append(tables: TableSource, store: Union[str, Path], columns: Union[str, Pat
 
     Arguments
     ---------
-    tables : as in `ingest`. bars and index_bars hold days after the store's last one only. The others may be left out: spans
-        (membership, industry, instruments) replace the stored ones of the same key (instrument, index, start), so that an end
-        can be set; all others add rows, rows the store has already are dropped.
+    tables : as in `ingest`. bars and index_bars hold days after the store's last one only, both the same. The others may be left
+        out: spans (membership, industry, instruments) replace the stored ones of the same key (instrument, index, start), so that
+        an end can be set; all others add rows, rows the store has already are dropped.
     store : folder of a store of format 2; its settings (vwap, indices and their sizes, generated) are kept
     columns : column mapping, as in `ingest`
 
@@ -45,8 +46,9 @@ def append(tables: TableSource, store: Union[str, Path], columns: Union[str, Pat
     Raises
     ------
     DataError
-        No store that can be continued, days the store has already, no new day, trading days left out, a column left out that the
-        stored table has, a row that contradicts a stored one, new rows that would change the past; and as `ingest`.
+        No store that can be continued, files in it that this package did not write, days the store has already, no new day,
+        trading days or half the market left out, a column left out that the stored table has, a row that contradicts a stored
+        one, new rows that would change the past; and as `ingest`.
     """
     started = time.time()
     out = real_path(store)
@@ -54,11 +56,14 @@ def append(tables: TableSource, store: Union[str, Path], columns: Union[str, Pat
         check_store(out)
     with StoreLock(out):
         stored, metadata = kept_tables(out), read_metadata(out)
+        check_own_files(out, metadata)
         settings = Settings(metadata["vwap"], tuple(metadata["index_names"]), metadata["index_sizes"], metadata["generated"])
         given = read_tables(tables, columns, required=_NEW_DAYS)
         check_tables(given, settings.vwap)
-        _check_days(given, np.array((out / "calendars" / "day.txt").read_text().split(), dtype="datetime64[D]"))
-        data = read_tables(_merge(stored, {name: table.frame() for name, table in given.items()}))
+        calendar = np.array((out / "calendars" / "day.txt").read_text().split(), dtype="datetime64[D]")
+        _check_days(given, calendar)
+        _check_market(stored["bars"], given["bars"], calendar[-1])
+        data = read_tables(_merge(stored, {name: table.frame() for name, table in given.items()}, calendar[-1]))
         del stored
         new = publish_store(out, data, settings, metadata["history"], AppendWriter, started)
     _report(metadata, new, data["bars"])
@@ -66,7 +71,7 @@ def append(tables: TableSource, store: Union[str, Path], columns: Union[str, Pat
 
 
 def _check_days(given: Dict[str, Table], calendar: np.ndarray) -> None:
-    """New days only, none of them left out."""
+    """New days only, the same in both tables, none of them left out."""
     faults, last = [], calendar[-1]
     for name in _NEW_DAYS:
         dates = given[name].dates["date"]
@@ -75,7 +80,13 @@ def _check_days(given: Dict[str, Table], calendar: np.ndarray) -> None:
             row = int(np.argmax(old))
             faults.append(f"table {name}: {int(old.sum())} rows on or before {last}, the store's last day, first "
                           f"{given[name].instrument(row)} on {dates[row]}; give the days after it only")  # fmt: skip
-    days = np.unique(np.concatenate([given[name].dates["date"] for name in _NEW_DAYS]))
+    stocks, indices = (np.unique(given[name].dates["date"]) for name in _NEW_DAYS)
+    days, apart = np.union1d(stocks, indices), np.setxor1d(stocks, indices)
+    if not faults and len(apart):
+        has, lacks = _NEW_DAYS if apart[0] in stocks else _NEW_DAYS[::-1]
+        count = len(np.setdiff1d(apart, given[lacks].dates["date"]))
+        faults.append(f"table {lacks} lacks {count} days that table {has} has, first {apart[0]}; give the same days in both, "
+                      "since nothing can be added later on or before the last one")  # fmt: skip
     if not (days > last).any():
         faults.append(f"nothing new: the tables hold no day after {last}")
     missing = missing_trading_days(np.union1d(calendar, days))
@@ -87,9 +98,27 @@ def _check_days(given: Dict[str, Table], calendar: np.ndarray) -> None:
         raise DataError("the tables cannot be appended:\n  " + "\n  ".join(faults))
 
 
+def _check_market(stored: pd.DataFrame, given: Table, last: np.datetime64) -> None:
+    """No day without half the market: its rows could never be added later."""
+    columns = ["instrument", "date", "volume"]
+    rows = pd.concat([stored.loc[stored["date"] == pd.Timestamp(last), columns], given.frame()[columns]])
+    rows = rows[rows["volume"] > 0]
+    days, codes = np.append(last, np.unique(given.dates["date"])), pd.factorize(rows["instrument"])
+    traded = np.zeros((len(days), len(codes[1])), dtype=bool)
+    traded[np.searchsorted(days, rows["date"].to_numpy().astype("datetime64[D]")), codes[0]] = True
+    before, still = traded[:-1].sum(axis=1), (traded[:-1] & traded[1:]).sum(axis=1)
+    thin = np.flatnonzero((2 * still < before) & (before - still >= _MANY))
+    if len(thin):
+        day = thin[0]
+        raise DataError(
+            f"the tables cannot be appended: on {len(thin)} days fewer than half of the instruments trade that traded the day "
+            f"before, first on {days[day + 1]}: {still[day]} of the {before[day]} of {days[day]}; suspended stocks may be left "
+            "out, but not half the market: give all rows of the day")  # fmt: skip
+
+
 # ---- merging ------------------------------------------------------------------------------------------------------------------
-def _merge(stored: Dict[str, pd.DataFrame], given: Dict[str, pd.DataFrame]) -> Dict[str, pd.DataFrame]:
-    """Stored tables with the given rows."""
+def _merge(stored: Dict[str, pd.DataFrame], given: Dict[str, pd.DataFrame], last: np.datetime64) -> Dict[str, pd.DataFrame]:
+    """Stored tables, known up to the day `last`, with the given rows."""
     merged, faults = dict(stored), []
     for name, frame in given.items():
         if name not in stored:
@@ -101,9 +130,11 @@ def _merge(stored: Dict[str, pd.DataFrame], given: Dict[str, pd.DataFrame]) -> D
         elif name in _NEW_DAYS:
             merged[name] = pd.concat([stored[name], frame], ignore_index=True)
         elif name in _SPAN_KEYS:
-            merged[name] = _replace_spans(stored[name], frame, list(_SPAN_KEYS[name]))
+            merged[name] = _replace_spans(name, stored[name], frame, faults)
         else:
             merged[name] = _add_events(name, stored[name], frame, faults)
+            if TABLES[name].kept:
+                _check_known(name, stored[name], frame, last, faults)
     if faults:
         raise DataError("the tables cannot be appended:\n  " + "\n  ".join(faults))
     return merged
@@ -114,13 +145,39 @@ def _rows_in(frame: pd.DataFrame, other: pd.DataFrame, key: List[str]) -> np.nda
     return pd.MultiIndex.from_frame(frame[key]).isin(pd.MultiIndex.from_frame(other[key]))
 
 
-def _replace_spans(stored: pd.DataFrame, given: pd.DataFrame, key: List[str]) -> pd.DataFrame:
-    return pd.concat([stored[~_rows_in(stored, given, key)], given], ignore_index=True)
+def _replace_spans(name: str, stored: pd.DataFrame, given: pd.DataFrame, faults: List[str]) -> pd.DataFrame:
+    """Stored spans, replaced by the given ones of the same key, and the other given ones."""
+    key = list(_SPAN_KEYS[name])
+    stored = stored[~_rows_in(stored, given, key)]
+    if name == "membership":
+        both = stored.merge(given, on=["instrument", "index"], suffixes=("", " (new)"))
+        both = both[(both["start"] < both["start (new)"]) & (both["start (new)"] <= both["end"])]
+        if len(both):
+            first = both.iloc[0]
+            start, end, new = (f"{first[column]:%Y-%m-%d}" for column in ("start", "end", "start (new)"))
+            faults.append(f"table {name}: {len(both)} spans begin within a stored one of the same index, first "
+                          f"{first['instrument']} in {first['index']}: {start}..{end} is stored, one from {new} on is given; "
+                          "give the stored span again with its end too")  # fmt: skip
+    return pd.concat([stored, given], ignore_index=True)
+
+
+def _event_key(name: str) -> List[str]:
+    return ["instrument", *TABLES[name].dates, *(text for text in TABLES[name].texts if text in _KEY_TEXTS)]
+
+
+def _check_known(name: str, stored: pd.DataFrame, given: pd.DataFrame, last: np.datetime64, faults: List[str]) -> None:
+    """No new row that would have been known before: nothing is computed from a kept table here that could show the change."""
+    new = given[~_rows_in(given, stored, _event_key(name))]
+    early = new[new[known_by(name)] <= pd.Timestamp(last)]
+    if len(early):
+        where = ", ".join(f"{part} {str(early[part].iloc[0])[:10]}" for part in _event_key(name))
+        faults.append(f"table {name}: {len(early)} rows that the store lacks and that were known on {last}, its last day, first "
+                      f"{where}; leave them out, or ingest all days again to change the past")  # fmt: skip
 
 
 def _add_events(name: str, stored: pd.DataFrame, given: pd.DataFrame, faults: List[str]) -> pd.DataFrame:
     """Stored rows, with what only the given ones of the same key know, and the new rows."""
-    key = ["instrument", *TABLES[name].dates, *(text for text in TABLES[name].texts if text in _KEY_TEXTS)]
+    key = _event_key(name)
     both = stored.merge(given, on=key, suffixes=("", " (new)"))
     for column in stored.columns.difference(key, sort=False):
         old, new = both[column], both[f"{column} (new)"]
@@ -190,7 +247,7 @@ class AppendWriter(StoreWriter):
         before, after = np.frombuffer(old, "<f4"), np.frombuffer(new, "<f4")
         shared = min(len(before), len(after))
         at = np.append(before[:shared].view("<u4") != after[:shared].view("<u4"), True).argmax()
-        what = f"{before[at]:g} stored, {after[at]:g} now" if at < shared else "a shorter file"
+        what = f"{before[at]:.9g} stored, {after[at]:.9g} now" if at < shared else "a shorter file"
         if at == 0:
             self._changed.append(f"{name} of {code} would begin on another day")
         else:

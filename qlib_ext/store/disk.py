@@ -27,7 +27,7 @@ def real_path(path: Union[str, Path]) -> Path:
     path = Path(path).expanduser().absolute()
     for place in (path, *path.parents):
         if place.is_symlink() and not place.exists():
-            raise DataError(f"{place} is a link to {os.readlink(place)}, which is not there; make that folder, or give another path")
+            raise DataError(f"{place} is a link to {os.readlink(place)}, which is not there; make it, or give another path")
     return path.resolve()
 
 

@@ -60,13 +60,13 @@ def read_metadata(path: Union[str, Path]) -> Optional[dict]:
     try:
         metadata = json.loads(file.read_text(encoding="utf-8"))
         found = metadata["format"]
+        if "history" not in metadata:
+            metadata["history"] = [{"end": metadata["spans"]["calendar"][1], "fingerprint": metadata["fingerprint"]}]
         metadata["fingerprint"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise DataError(f"{file} cannot be read ({type(error).__name__}: {error}); ingest the tables again") from error
     if found not in READABLE_FORMATS:
         raise DataError(f"{file} has format {found}, this version reads the formats {READABLE_FORMATS}; ingest the tables again")
-    if "history" not in metadata:
-        metadata["history"] = [{"end": metadata["spans"]["calendar"][1], "fingerprint": metadata["fingerprint"]}]
     return metadata
 
 
@@ -74,7 +74,9 @@ def fingerprint(path: Union[str, Path], until=None) -> str:
     """Fingerprint of a store: the recorded hash of its contents (same tables, same fingerprint, wherever and whenever ingested).
 
     With a day `until` (YYYY-MM-DD text, date or time stamp): the fingerprint of the store when its calendar first reached that
-    day. What is computed from days up to `until` stays valid as long as this stays the same, and appends do not change it.
+    day. As long as it stays the same, what is computed from days up to `until` of the fields and tables the store then had stays
+    valid: appends leave them as they were. A field or kept table given for the first time with an append may reach back before
+    `until` without a change here: what depends on which of them a store has must record their names itself.
     A store from elsewhere gets a hash of its calendars, its instruments files, and the names and sizes of its feature files,
     whatever `until` is.
 

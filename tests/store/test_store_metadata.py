@@ -10,6 +10,7 @@ import pytest
 
 from qlib_ext.errors import ConfigError, DataError
 from qlib_ext.store import check_files, check_store, fingerprint, read_metadata, read_table
+from qlib_ext.store.append import append
 from qlib_ext.store.metadata import combine, digest
 from qlib_ext.store.schema import TABLES
 
@@ -40,6 +41,23 @@ def test_broken_metadata(tmp_path, small_store):
     file.write_text("{")
     with pytest.raises(DataError, match="cannot be read"):
         fingerprint(store)
+    for broken in ([1], None, "text", {"format": 2, "fingerprint": "x"}, {**content, "history": None, "spans": []}):
+        if isinstance(broken, dict):
+            broken.pop("history", None)
+        file.write_text(json.dumps(broken))
+        with pytest.raises(DataError, match="qlib_ext_store.json cannot be read .*; ingest the tables again"):
+            read_metadata(store)
+
+
+@pytest.mark.parametrize("key", ["vwap", "index_names", "index_sizes", "generated", "table_digests"])
+def test_an_append_names_what_the_metadata_lack(tmp_path, small_store, tables, key):
+    store = shutil.copytree(small_store, tmp_path / "store")
+    file = store / "qlib_ext_store.json"
+    content = json.loads(file.read_text())
+    del content[key]
+    file.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=rf"qlib_ext_store.json lacks \['{key}'\]; ingest all days again"):
+        append(tables, store)
 
 
 def test_the_fingerprint_is_the_hash_of_all_files(small_store):
@@ -99,6 +117,18 @@ def test_kept_tables_as_they_were_known(small_store, tables):
     assert "SH688001" not in set(listed["instrument"]) and listed["delist_date"].isna().all()
     with pytest.raises(DataError, match=r"keeps no table etf_baskets; it keeps \['bars'"):
         read_table(small_store, "etf_baskets")
+
+
+def test_float_shares_that_look_ahead_were_not_known(small_store, tables):
+    methods = read_table(small_store, "float_shares_monthly", until="2020-03-04")["method"]
+    assert set(methods) == {"turnover", "ffill"} and len(methods) == len(tables["float_shares_monthly"]) - 2
+    assert "snapshot_bfill" in set(read_table(small_store, "float_shares_monthly")["method"])
+
+
+@pytest.mark.parametrize("name", ["../tables/bars", "/etc/hosts", "bars.parquet", "", "features"])
+def test_only_tables_of_the_schema_are_read(small_store, name):
+    with pytest.raises(ConfigError, match="unknown table .*; known are"):
+        read_table(small_store, name)
 
 
 def test_a_store_from_elsewhere_has_a_fingerprint(tmp_path, small_store):
