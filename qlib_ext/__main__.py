@@ -20,7 +20,11 @@ def main(arguments: list[str] | None = None) -> int:
     else:
         print(f"unknown command {arguments[0]!r}\n{USAGE}", file=sys.stderr)
         return 2
-    return command(arguments[1:])
+    try:
+        return command(arguments[1:])
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

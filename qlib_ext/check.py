@@ -11,7 +11,7 @@ import copy
 import os
 import re
 import sys
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
@@ -297,15 +297,16 @@ class _Checker:
         for node in self.nodes:
             for key in ("universe", "instruments"):
                 if key in node.kwargs and node.where.startswith("task.") and not hasattr(self.built.get(node.where), "clip"):
-                    check_universe(self.add, f"{node.where}.kwargs.{key}", node.kwargs[key], self.store, segments)
+                    check_universe(self.add, self.warn, f"{node.where}.kwargs.{key}", node.kwargs[key], self.store, segments)
             if node.role == "handler":
                 name = node.kwargs.get("instruments")
                 name = name.get("market") if isinstance(name, dict) else name
                 if isinstance(name, (list, tuple)):
                     codes = [str(code) for code in name]
                 elif isinstance(name, str) and name.lower() in self.store.universes:
-                    codes = sorted(set(self.store.spans(name)["code"]))
-        if codes is None:
+                    with suppress(DataError):  # check_universe says why
+                        codes = sorted(set(self.store.spans(name)["code"]))
+        if not codes:
             codes = sorted(folder.name for folder in (self.store.path / "features").iterdir())
         return codes
 
@@ -353,7 +354,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m qlib_ext check",
                                      description="Find everything wrong with workflows before they run.")
     parser.add_argument("workflow", nargs="*", help="workflow YAML files")
-    parser.add_argument("--store", help="check only whether this folder is a Qlib store")
+    parser.add_argument("--store", help="check the workflows against this store; without any, only whether it is a Qlib store")
     options = parser.parse_args(arguments)
     if options.store is None and not options.workflow:
         parser.error("name a workflow file, or --store FOLDER")
@@ -364,7 +365,7 @@ def main(arguments: list[str] | None = None) -> int:
         if _is_base(path):
             print(f"{path}: only a base for workflows (no model, no records), not checked")
             continue
-        faults, warnings = examine_workflow(path)
+        faults, warnings = examine_workflow(path, options.store)
         for line in [*faults, *(f"warning: {one}" for one in warnings)]:
             print(line)
         status |= bool(faults)

@@ -14,7 +14,10 @@ from qlib.data.dataset.handler import DataHandler, DataHandlerLP
 from qlib_ext.data.handler import LeanHandler, absent_fields
 from qlib_ext.data.loader import MarketStateLoader
 from qlib_ext.data.segments import FITTED, SPARE_DAYS
+from qlib_ext.data.universe import read_spans
+from qlib_ext.errors import DataError
 from qlib_ext.signatures import did_you_mean
+from qlib_ext.store.feature_files import damage, first_few, has_values
 
 SLACK = np.timedelta64(10, "D")
 """Dates may lie this far outside the store's calendar: the longest closure of the exchanges is shorter."""
@@ -46,22 +49,16 @@ class StoreView:
         return sorted(file.stem for file in (self.path / "instruments").glob("*.txt"))
 
     def spans(self, universe: str) -> pd.DataFrame:
-        """Members of a universe: columns code, start, end."""
-        columns, file = ["code", "start", "end"], self.path / "instruments" / f"{universe.lower()}.txt"
-        if not file.stat().st_size:  # Qlib leaves empty files where it was asked for a universe that is not there
-            return pd.DataFrame({"code": np.array([], str), "start": pd.to_datetime([]), "end": pd.to_datetime([])})
-        table = pd.read_csv(file, sep="\t", header=None, usecols=[0, 1, 2], dtype=str, names=columns, keep_default_na=False)
-        for column in ("start", "end"):
-            table[column] = pd.to_datetime(table[column])
-        return table
+        """Members of a universe: columns code, start, end; raises DataError for a malformed file."""
+        return read_spans(self.path / "instruments" / f"{universe.lower()}.txt")
 
     def has_bars(self, code: str) -> bool:
         """Whether the store has a close of this instrument."""
         return self.has_field(code, "close")
 
     def has_field(self, code: str, field: str) -> bool:
-        """Whether one instrument has a daily field."""
-        return (self.path / "features" / str(code).lower() / f"{field.lower()}.day.bin").is_file()
+        """Whether one instrument has a daily field, with at least one value."""
+        return has_values(self.path / "features", code, field)
 
     def missing_fields(self, fields: set[str], codes: list[str]) -> list[str]:
         """Fields that none of the codes has; a sample is asked first."""
@@ -91,17 +88,22 @@ def as_day(value) -> np.datetime64:
 
 
 def check_fields(add, warn, where: str, handler, store: StoreView, codes: list[str]) -> None:
-    """Fields of the handler's expressions that no instrument has: refused or warned of, as our handlers do before they load."""
+    """Fields that no instrument has, and damaged files: refused or warned of, as our handlers do before they load."""
     groups = getattr(getattr(handler, "data_loader", None), "fields", None)
     groups = groups if isinstance(groups, dict) else {}
-    refused, empty = absent_fields(groups, lambda names: store.missing_fields(names, codes), getattr(handler, "needs", ()))
-    have = store.fields(codes[0])
+    refused, empty = absent_fields(groups, lambda names: store.missing_fields(names, codes), getattr(handler, "needs", ()),
+                                   store.universes)
+    have = next(filter(None, map(store.fields, codes)), [])
+    advice = f"the store has {', '.join(have)}" if have else "the store has no file of these instruments; ingest their bars"
     for name, columns in refused.items():
         reason = "" if columns else ", without which nobody can say whether prices are adjusted"
-        add(where, f"no instrument has field ${name}{did_you_mean(name, have)}{reason}", f"the store has {', '.join(have)}")
+        add(where, f"no instrument has field ${name}{did_you_mean(name, have)}{reason}", advice)
     for name, columns in empty.items():
         warn(where, f"no instrument has field ${name}: {', '.join(columns)} would be NaN on every row, a constant after Fillna",
-             f"the store has {', '.join(have)}")
+             advice)
+    damaged = damage(store.path / "features", codes, len(store.calendar))
+    if damaged:
+        add(where, damaged, "write the files anew; `python -m qlib_ext.store doctor` lists them")
 
 
 def check_market_states(add, warn, built: dict, store: StoreView) -> None:
@@ -122,8 +124,8 @@ def check_market_states(add, warn, built: dict, store: StoreView) -> None:
                     "name another index, or ingest its volume")
 
 
-def check_universe(add, where: str, universe, store: StoreView, segments: dict) -> None:
-    """A named universe exists and has members in every segment; listed codes have bars."""
+def check_universe(add, warn, where: str, universe, store: StoreView, segments: dict) -> None:
+    """A named universe exists and has members with bars in every segment; listed codes have bars."""
     if isinstance(universe, dict):
         universe = universe.get("market")
     if isinstance(universe, (list, tuple)):
@@ -138,10 +140,24 @@ def check_universe(add, where: str, universe, store: StoreView, segments: dict) 
         add(where, f"universe {universe!r} is not in the store{did_you_mean(universe, store.universes)}",
             f"use one of {store.universes}, or ingest its members")
         return
-    spans = store.spans(universe)
+    try:
+        spans = store.spans(universe)
+    except DataError as error:
+        add(where, *str(error).rsplit(": ", 1))
+        return
     if not len(spans):
         add(where, f"universe {universe!r} has no members in the store", "ingest its members, or use another universe")
         return
+    codes = sorted(set(spans["code"]))
+    absent = [code for code in codes if not store.has_bars(code)]
+    if absent:
+        tell = add if len(absent) == len(codes) else warn
+        tell(where, f"{len(absent)} of {len(codes)} members of universe {universe!r} have no bars in the store: {first_few(absent)}",
+             "ingest their bars, or correct the codes")
+    _check_members(add, where, universe, spans, store, segments)
+
+
+def _check_members(add, where: str, universe: str, spans: pd.DataFrame, store: StoreView, segments: dict) -> None:
     for name, (start, end) in segments.items():
         if not ((spans["start"] <= pd.Timestamp(end)) & (spans["end"] >= pd.Timestamp(start))).any():
             add(where, f"universe {universe!r} has no member in segment {name!r}", "choose other dates or another universe")
@@ -268,7 +284,7 @@ def check_backtest(add, where: str, backtest: dict, store: StoreView, segments: 
     elif end is not None and (end >= calendar[-1] or (start is not None and start < calendar[0] - SLACK)):
         add(where,
             f"{start} to {end} does not fit the calendar ({calendar[0]} to {calendar[-1]}; Qlib needs a day more after the last)",
-            f"end it on {calendar[-2]} or before")
+            f"end it on {calendar[-2]} or before" if end >= calendar[-1] else f"start it on {calendar[0]} or after")
     test = segments.get("test")
     if test and ((start is not None and start < test[0] - SLACK) or (end is not None and end > test[1] + SLACK)):
         add(where, f"{start} to {end}, but scores are made for the test segment {test[0]} to {test[1]}", "stay inside it")
@@ -279,4 +295,7 @@ def check_backtest(add, where: str, backtest: dict, store: StoreView, segments: 
     prices = (backtest.get("exchange_kwargs") or {}).get("deal_price")
     prices = {str(p).lstrip("$") for p in (prices if isinstance(prices, (list, tuple)) else [prices] if prices else [])}
     for name in store.missing_fields(prices | {"close", "change", "factor"}, codes):
-        add(f"{where}.exchange_kwargs", f"the back-test needs field {name!r}, the store has none", "ingest the store with it")
+        what = f"the back-test needs field {name!r}, the store has none"
+        if name == "change":  # Qlib does not stop
+            what = f"must not run: {what}, and the run would go to its end with orders passing the price limits"
+        add(f"{where}.exchange_kwargs", what, "ingest the store with it")

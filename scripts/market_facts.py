@@ -2,17 +2,19 @@
 """Stylised facts of one or more stores side by side: `python scripts/market_facts.py STORE [STORE ...]`.
 
 A store without limit prices gets them from the exchanges' rules; turnover is volume over float shares, in percent, where the
-store knows them, else its own field. No Qlib session is started.
+store knows them, else its own field. A generated store is named as such, with its best possible IC. No Qlib session is started.
 """
 
 import argparse
 import sys
+from datetime import date
 from pathlib import Path
 from typing import Dict, List
 
 import numpy as np
 
 from qlib_ext import market_rules
+from qlib_ext.demo.build import best_ic_text, read_truth
 from qlib_ext.errors import DataError, ExtError
 from qlib_ext.report.market_facts import market_facts
 from qlib_ext.store.metadata import read_metadata
@@ -69,23 +71,30 @@ def table(columns: Dict[str, Dict[str, float]], markdown: bool) -> List[str]:
     return [row[0].ljust(widths[0]) + "".join(cell.rjust(width + 2) for cell, width in zip(row[1:], widths[1:])) for row in rows]
 
 
+def day(text: str) -> str:
+    """A day of the command line, YYYY-MM-DD."""
+    return date.fromisoformat(text).isoformat()
+
+
 def main(arguments: List[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stores", nargs="+", type=Path, metavar="STORE")
-    parser.add_argument("--start", default="2018-01-01", help="first day (default: %(default)s)")
-    parser.add_argument("--end", default="2024-12-31", help="last day (default: %(default)s)")
+    parser.add_argument("--start", type=day, default="2018-01-01", help="first day (default: %(default)s)")
+    parser.add_argument("--end", type=day, default="2024-12-31", help="last day (default: %(default)s)")
     parser.add_argument("--markdown", action="store_true", help="print a Markdown table")
     options = parser.parse_args(arguments)
     try:
-        columns = {}
+        columns, notes = {}, []
         for store in options.stores:
             generated = (read_metadata(store) or {}).get("generated", False)
             name = f"{store}{' (generated)' if generated else ''}"
+            truth = read_truth(store) if generated else None
+            notes += [f"{name}: {best_ic_text(truth) if truth else 'best possible IC unknown'}"] * generated
             columns[name] = market_facts(read_store(store, options.start, options.end))
     except ExtError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    print("\n".join(table(columns, options.markdown)))
+    print("\n".join([*table(columns, options.markdown), *[""] * bool(notes), *notes]))
     return 0
 
 

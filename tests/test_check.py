@@ -10,6 +10,7 @@ import torch
 from ruamel.yaml import YAML
 
 from qlib_ext import check as module
+from qlib_ext.__main__ import main as commands
 from qlib_ext.check import check_workflow, examine_workflow
 from qlib_ext.models.master import MASTERNet
 from qlib_ext.models.master import _PUBLISHED as PUBLISHED
@@ -21,7 +22,7 @@ FIELDS = ("open", "high", "low", "close", "vwap", "volume", "amount", "factor", 
 
 @pytest.fixture(scope="session")
 def store(tmp_path_factory):
-    """What `check` reads of a store: calendar, instruments, and which feature files exist (they are empty)."""
+    """What `check` reads of a store: calendar, instruments, and which feature files exist (each holds one value)."""
     root = tmp_path_factory.mktemp("check") / "store"
     for part in ("calendars", "instruments", "features"):
         (root / part).mkdir(parents=True)
@@ -35,7 +36,7 @@ def store(tmp_path_factory):
     for code in [*codes, "SH000852", "SH000300"]:
         (root / "features" / code.lower()).mkdir()
         for field in FIELDS:
-            (root / "features" / code.lower() / f"{field}.day.bin").write_bytes(b"")
+            (root / "features" / code.lower() / f"{field}.day.bin").write_bytes(np.array([0, 1], "<f4").tobytes())
     return root
 
 
@@ -126,10 +127,12 @@ def test_a_good_workflow_has_no_faults_and_leaves_nothing_behind(good, tmp_path)
     (f"{HANDLER}.label", [["Delta($close, -6) / $close"], ["LABEL0"]],
      f"{HANDLER}.label: label expression 'Delta($close, -6) / $close' has a window of negative length, whose look ahead Qlib "
      "does not count; write it with Ref"),
-    (f"{HANDLER}.infer_processors.0.kwargs.fields_group", "label", "RobustZScoreNorm (fields_group 'label') rewrites labels"),
+    (f"{HANDLER}.infer_processors.0.kwargs.fields_group", "label", "RobustZScoreNorm touches labels (fields_group 'label')"),
     (f"{HANDLER}.infer_processors.0.kwargs.fields_group", ["feature", "label"],
-     "infer_processors[0]: RobustZScoreNorm (fields_group ["),
-    (f"{HANDLER}.infer_processors.0", {"class": "Fillna"}, "infer_processors[0]: Fillna (fields_group None) rewrites labels"),
+     "infer_processors[0]: RobustZScoreNorm touches labels (fields_group ['feature', 'label'])"),
+    (f"{HANDLER}.infer_processors.0", {"class": "Fillna"}, "infer_processors[0]: Fillna touches labels (fields_group None)"),
+    (f"{HANDLER}.infer_processors.0", {"class": "DropnaProcessor"},
+     "infer_processors[0]: DropnaProcessor touches labels (fields_group None)"),
     (f"{HANDLER}.infer_processors.0", {"class": "ProcessInf", "kwargs": {}}, "infer_processors[0]: ProcessInf"),
     (f"{HANDLER}.instruments", "later",
      "universe 'later' has members from 2018-02-01 to 2024-12-31, segment 'train' is 2018-01-01"),
@@ -188,6 +191,7 @@ def test_a_good_workflow_has_no_faults_and_leaves_nothing_behind(good, tmp_path)
     (f"{BACKTEST}.acount", 1, "backtest does not take 'acount' (did you mean 'account'?)"),
     (f"{BACKTEST}.benchmark", "SH000905", "benchmark: no bars of SH000905"),
     (f"{BACKTEST}.end_time", "2024-12-31", "Qlib needs a day more after the last); end it on 2024-12-30 or before"),
+    (f"{BACKTEST}.start_time", "2017-12-01", "2017-12-01 to 2024-12-27 does not fit the calendar (2018-01-01 to 2024-12-31"),
     (f"{BACKTEST}.start_time", "2021-01-01", "scores are made for the test segment 2023-01-01 to 2024-12-31"),
     (f"{BACKTEST}.exchange_kwargs.open_cst", 1, "Exchange does not take 'open_cst' (did you mean 'open_cost'?)"),
     (f"{BACKTEST}.exchange_kwargs.deal_price", "$twap", "the back-test needs field 'twap'"),
@@ -393,6 +397,57 @@ def test_what_degrades_is_a_warning(good, store, tmp_path, capsys):
     assert module.main([str(path)]) == 1
     out = capsys.readouterr().out
     assert "warning: task.dataset.kwargs.handler: no instrument has field $vwap" in out and out.endswith(": 1 fault\n")
+
+
+def test_members_without_bars(good, store, tmp_path):
+    """Some: a warning with their number; all: a fault, whose advice names fields of an instrument that has some."""
+    thin = tmp_path / "thin"
+    shutil.copytree(store, thin)
+    path = tmp_path / "w.yaml"
+    with open(path, "w") as file:
+        YAML(typ="safe", pure=True).dump(good, file)
+    shutil.rmtree(thin / "features" / "sh600000")
+    for file in thin.rglob("volume.day.bin"):
+        file.unlink()
+    faults, warnings = (list(map(str, found)) for found in examine_workflow(path, thin))
+    assert any("1 of 4 members of universe 'all' have no bars in the store: SH600000" in warning for warning in warnings)
+    assert any("1 of 3 members of universe 'csi1000' have no bars" in warning for warning in warnings)
+    assert any("has field $volume; the store has amount, change, close" in fault for fault in faults)
+    assert not any("have no bars" in fault for fault in faults)
+    for place in (thin / "features").glob("sh6*"):
+        shutil.rmtree(place)
+    faults = list(map(str, examine_workflow(path, thin)[0]))
+    assert any("4 of 4 members of universe 'all' have no bars" in fault for fault in faults)
+    assert any("the store has no file of these instruments" in fault for fault in faults)
+
+
+@pytest.mark.parametrize("separator", [",", " "])
+def test_a_malformed_instruments_file_is_a_fault(good, store, tmp_path, separator):
+    spoilt = tmp_path / "spoilt"
+    shutil.copytree(store, spoilt)
+    (spoilt / "instruments" / "all.txt").write_text(separator.join(("SH600000", "2018-01-01", "2024-12-31\n")))
+    found = faults_of(put(good, "qlib_init.provider_uri", str(spoilt)), tmp_path)
+    assert [fault.split("; ")[0] for fault in found] == [
+        f"{HANDLER}.instruments: instruments/all.txt, line 1: 'SH600000{separator}2018-01-01{separator}2024-12-31' is not code, "
+        "first day and last day with tabs between (1 such lines)"]
+
+
+def test_the_command_line_checks_against_the_store_it_names(good, store, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("QLIB_DATA", str(tmp_path / "nowhere"))
+    path = tmp_path / "w.yaml"
+    with open(path, "w") as file:
+        YAML(typ="safe", pure=True).dump(put(good, "qlib_init.provider_uri", str(tmp_path / "nowhere")), file)
+    assert module.main([str(path)]) == 1 and "nowhere does not exist" in capsys.readouterr().out
+    assert module.main([str(path), "--store", str(store)]) == 0
+
+
+def test_interrupting_leaves_no_traceback(monkeypatch, capsys):
+    def interrupted(arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "main", interrupted)
+    assert commands(["check", "w.yaml"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 class Base:

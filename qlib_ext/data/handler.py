@@ -6,8 +6,9 @@ features of the inference table: it is put together when somebody asks for it, n
 
 Before anything is loaded they hold their expressions against the store, where Qlib would go on with columns of NaN that `Fillna`
 turns into 0. Refused: no $factor (nobody can say whether prices are adjusted), no price or no volume, a field that a label or
-every feature needs, a name that the schema does not know, a universe without members. Warned of by name: features that need any
-other field ($vwap: Alpha158's VWAP0), and a store without $change (Qlib's exchange then knows no price limits).
+every feature needs, a name that the schema does not know, a damaged close, volume or factor, a universe without members. Warned
+of by name: features that need any other field ($vwap: Alpha158's VWAP0), and a store without $change (Qlib's exchange then knows
+no price limits).
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from typing import Callable, Iterable
 import pandas as pd
 from qlib.config import C
 from qlib.contrib.data import handler as qlib_handler
+from qlib.data import D
 from qlib.data.dataset.handler import DataHandlerLP
 from qlib.log import get_module_logger
 
-from qlib_ext.data.universe import universe_spans
+from qlib_ext.data.universe import list_universes, member_spans
 from qlib_ext.errors import DataError
-from qlib_ext.store.schema import FIELDS, PRICES
+from qlib_ext.store.feature_files import damage, first_few, has_values
+from qlib_ext.store.schema import FIELDS, INDEX_NAMES, PRICES
 
 logger = get_module_logger("qlib_ext.handler")
 NEEDED = {*PRICES, "volume", "factor"}
@@ -36,13 +39,15 @@ def field_names(expressions: Iterable) -> set[str]:
     return {name.lower() for expression in expressions for name in re.findall(r"(?<!\$)\$(\w+)", str(expression))}
 
 
-def absent_fields(groups: dict, lacks: Callable[[set], Iterable[str]], needs: Iterable[str] = ()) -> tuple[dict, dict]:
+def absent_fields(groups: dict, lacks: Callable[[set], Iterable[str]], needs: Iterable[str] = (),
+                  universes: Iterable[str] = ()) -> tuple[dict, dict]:
     """What expressions need and no instrument has.
 
     Args:
         groups: name -> (expressions, column names), as `QlibDataLoader.fields`.
         lacks: those of a set of fields that no instrument has.
         needs: fields to ask for besides.
+        universes: names of the store's universes, each of which may have a field `<name>_weight`.
 
     Returns:
         two mappings of field -> columns that need it: those to refuse, and those whose columns would be NaN on every row.
@@ -53,7 +58,7 @@ def absent_fields(groups: dict, lacks: Callable[[set], Iterable[str]], needs: It
     labels = {name for group, _, names in pairs for name in names if group == "label"}
     features = [names for group, _, names in pairs if group != "label"]
     void = bool(features) and all(names & absent for names in features)
-    known = {*FIELDS, "vwap"} | {name for name in absent if name.endswith("_weight")}
+    known = {*FIELDS, "vwap"} | {f"{name}_weight" for name in (*INDEX_NAMES, *universes)}
     refused = {field for field in absent if void or field in NEEDED | labels or field not in known}
     return ({field: users[field] for field in users if field in refused},
             {field: users[field] for field in users if field not in refused})
@@ -69,7 +74,8 @@ class LeanHandler:
 
         Raises:
             ConfigError: the store has no universe of the name of `instruments`.
-            DataError: the universe has no members, or no instrument has a field that is needed; see the module's text.
+            DataError: the universe has no members, no instrument has a field that is needed, or a close, volume or factor is
+                damaged; see the module's text.
         """
         self.check_store()
         super().setup_data(*arguments, **options)
@@ -84,13 +90,16 @@ class LeanHandler:
         codes = _codes(self.instruments) or [folder.name for folder in features.iterdir()]
 
         def lacks(names):
-            return [name for name in names if not any((features / code.lower() / f"{name}.day.bin").is_file() for code in codes)]
+            return [name for name in names if not any(has_values(features, code, name) for code in codes)]
 
-        refused, empty = absent_fields(groups, lacks, self.needs)
+        refused, empty = absent_fields(groups, lacks, self.needs, list_universes())
         if refused:
             raise DataError("no instrument of the store has " + "; ".join(
                 f"${name} ({_needed_by(name, columns)})" for name, columns in refused.items())
                 + ": ingest a store with it, or write the files; `python -m qlib_ext.store doctor` says what the store has")
+        damaged = damage(features, codes, len(D.calendar(freq="day")))
+        if damaged:
+            raise DataError(f"{damaged}: write the files anew; `python -m qlib_ext.store doctor` lists them")
         for name, columns in empty.items():
             logger.warning(f"no instrument has ${name}: {', '.join(columns)} will be NaN on every row, a constant after Fillna")
         if lacks({"change"}):
@@ -161,17 +170,14 @@ def _codes(instruments) -> list[str]:
     """Codes of the handler's instruments; empty where they are not told."""
     market = instruments.get("market") if isinstance(instruments, dict) else instruments
     if isinstance(market, str):
-        codes = sorted(universe_spans(market))
-        if not codes:
-            raise DataError(f"universe {market!r} has no members in the store: ingest them, or choose another universe")
-        return codes
+        return sorted(member_spans(market))
     return [str(code) for code in market] if isinstance(market, (list, tuple)) else []
 
 
 def _needed_by(name: str, columns: list[str]) -> str:
     if not columns:
         return "without it nobody can say whether prices are adjusted"
-    return "needed by " + ", ".join(columns[:5]) + (f" and {len(columns) - 5} others" if len(columns) > 5 else "")
+    return "needed by " + first_few(columns)
 
 
 class Alpha158(LeanHandler, qlib_handler.Alpha158):

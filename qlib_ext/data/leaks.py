@@ -31,7 +31,7 @@ def processor_faults(handler) -> Iterator[Fault]:
             groups = getattr(processor, "fields_group", everything)
             if groups is None or "label" in (groups if isinstance(groups, (list, tuple)) else [groups]):
                 yield Fault(f"{key}[{number}]",
-                            f"{type(processor).__name__} (fields_group {groups!r}) rewrites labels, which are for learn processors",
+                            f"{type(processor).__name__} touches labels (fields_group {groups!r}), work of learn processors",
                             "give it fields_group: feature" if hasattr(processor, "fields_group") else "take it out")
 
 

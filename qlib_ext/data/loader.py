@@ -16,6 +16,7 @@ from qlib_ext.data.transform import robust_apply, robust_fit
 from qlib_ext.data.universe import list_universes, universe_spans
 from qlib_ext.errors import ConfigError, DataError
 from qlib_ext.factors.market_state import market_state, market_state_names
+from qlib_ext.store.feature_files import has_values
 
 logger = logging.getLogger(__name__)
 
@@ -150,7 +151,7 @@ class MarketStateLoader:
 
         def lacking(*fields):
             return [code for code in self.instruments
-                    if not any((features / code.lower() / f"{name}.day.bin").exists() for name in fields)]
+                    if not any(has_values(features, code, name) for name in fields)]
 
         missing, silent = lacking("close"), lacking("amount", "volume")
         if missing:

@@ -54,6 +54,11 @@ def _with_columns(frame: pd.DataFrame, positions: np.ndarray, values: np.ndarray
     return result
 
 
+def _median(values: np.ndarray) -> np.floating:
+    """Median of what is known; NaN, without numpy's warning, where nothing is (the handler has named the field)."""
+    return values.dtype.type(np.nan) if np.isnan(values).all() else np.nanmedian(values)
+
+
 class CSZScoreNorm(Processor):
     """Daily z-score of columns; with `universe` its members of the day make the statistics and every row is scaled by them.
 
@@ -164,8 +169,8 @@ class RobustZScoreNorm(QlibRobustZScoreNorm):
         center, scale = [], []
         for position in positions:
             values = df.iloc[:, position].to_numpy()[inside]
-            center.append(np.nanmedian(values))
-            scale.append(np.nanmedian(np.abs(values - center[-1])))
+            center.append(_median(values))
+            scale.append(_median(np.abs(values - center[-1])))
         self.mean_train = np.asarray(center)
         self.std_train = (np.asarray(scale) + EPS).astype(self.mean_train.dtype)
         self.std_train *= 1.4826

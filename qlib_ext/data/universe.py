@@ -24,27 +24,59 @@ def list_universes() -> List[str]:
     return sorted(path.stem for path in (Path(C.dpm.get_data_uri("day")) / "instruments").glob("*.txt"))
 
 
+def read_spans(file: Path) -> pd.DataFrame:
+    """Rows of an instruments file: columns code, start, end (datetime64, both days included).
+
+    Raises:
+        DataError: a line is not code, first day and last day with tabs between; the message names file and line.
+    """
+    lines = [(number, line) for number, line in enumerate(file.read_text().splitlines(), 1) if line.strip()]
+    table = pd.DataFrame([f"{line}\t\t".split("\t")[:3] for _, line in lines], columns=["code", "start", "end"], dtype=str)
+    for column in ("start", "end"):
+        table[column] = pd.to_datetime(table[column], format="mixed", errors="coerce")
+    bad = np.flatnonzero(table.isna().any(axis=1))
+    if len(bad):
+        number, line = lines[bad[0]]
+        raise DataError(f"{file.parent.name}/{file.name}, line {number}: {line[:60]!r} is not code, first day and last day with tabs "
+                        f"between ({len(bad)} such lines): write the file with tabs, as Qlib reads it")
+    return table
+
+
 def universe_spans(universe: str) -> dict:
     """`{code: [(first day, last day), ...]}` of a universe, both days included, cut to the calendar.
 
     Raises:
         ConfigError: when the store has no instruments file of that name; the message lists those it has.
+        DataError: as `read_spans`.
     """
     known = list_universes()
     if not isinstance(universe, str) or universe.lower() not in known:
         raise ConfigError(f"universe {universe!r} is not in the store; it has {known}. "
                           "Choose one of these or ingest its members first")
+    read_spans(Path(C.dpm.get_data_uri("day")) / "instruments" / f"{universe.lower()}.txt")
     return D.list_instruments(D.instruments(universe), as_list=False)
+
+
+def member_spans(universe: str) -> dict:
+    """`universe_spans` of a universe that must have members.
+
+    Raises:
+        ConfigError, DataError: as `universe_spans`; DataError: no members.
+    """
+    spans = universe_spans(universe)
+    if not spans:
+        raise DataError(f"universe {universe!r} has no members in the store: ingest them, or choose another universe")
+    return spans
 
 
 def universe_grid(days: Sequence, instruments: Sequence[str], universe: str) -> np.ndarray:
     """Membership `[t, n]` (bool) of `instruments [n]` on `days [t]` (anything numpy reads as dates, in any order).
 
     Raises:
-        ConfigError: unknown universe.
+        ConfigError: unknown universe. DataError: it has no members, or its file is malformed.
     """
     days = np.asarray(days, dtype="datetime64[ns]")
-    spans = universe_spans(universe)
+    spans = member_spans(universe)
     grid = np.zeros((len(days), len(instruments)), dtype=bool)
     for column, code in enumerate(instruments):
         for first, last in spans.get(code, ()):
@@ -70,7 +102,7 @@ def universe_mask(index: pd.MultiIndex, universe: str) -> np.ndarray:
     """Membership `[r]` (bool) of each (datetime, instrument) row of an index.
 
     Raises:
-        ConfigError: unknown universe. DataError: the index is not one of (datetime, instrument).
+        ConfigError: unknown universe. DataError: as `universe_grid`; the index is not one of (datetime, instrument).
     """
     day, stock = index_levels(index)
     grid = universe_grid(index.levels[day], list(index.levels[stock]), universe)

@@ -35,6 +35,7 @@ def build_demo(out: str | Path, seed: int = 0, overwrite: bool = False, drift: b
         ConfigError: both switches.
         DataError: `out` holds data that are not generated, or a complete demo store of another seed or other switches while
             `overwrite` is false.
+        OSError: the folder of `out` cannot be made or written; raised before the market is generated.
     """
     from qlib_ext.store.ingest import ingest
 
@@ -44,9 +45,9 @@ def build_demo(out: str | Path, seed: int = 0, overwrite: bool = False, drift: b
     if _is_finished(out, seed, {"drift": bool(drift), "null": bool(null)}, overwrite):
         logger.info("demo store %s is there already (seed %d); nothing to do", out, seed)
         return out
-    market = make_market(seed, drift=drift, null=null)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.demo-", dir=out.parent) as folder:
+        market = make_market(seed, drift=drift, null=null)
         truth_file.unlink(missing_ok=True)
         tables = write_tables(market, Path(folder) / "tables")
         sizes = dict(zip(INDEX_NAMES, market.index_sizes, strict=True))
@@ -56,8 +57,7 @@ def build_demo(out: str | Path, seed: int = 0, overwrite: bool = False, drift: b
         (Path(folder) / "truth.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
         os.replace(Path(folder) / "truth.parquet", table_file)
         os.replace(Path(folder) / "truth.json", truth_file)
-    totals = {name: values["total"] for name, values in summary["best_possible_ic"].items()}
-    logger.info("demo store %s: best possible IC %s. %s", out, totals, STATEMENT)
+    logger.info("demo store %s: %s. %s", out, best_ic_text(summary), STATEMENT)
     return out
 
 
@@ -79,6 +79,13 @@ def read_truth(out: str | Path) -> dict | None:
         return None
     belongs = isinstance(summary, dict) and metadata is not None and summary.get("store_fingerprint") == metadata["fingerprint"]
     return summary if belongs else None
+
+
+def best_ic_text(summary: dict) -> str:
+    """The best possible IC of every universe over all years, from a truth summary, as words."""
+    totals = {name: values["total"] for name, values in summary["best_possible_ic"].items()}
+    known = ", ".join(f"{name} {total:.4f}" for name, total in totals.items() if total is not None)
+    return f"best possible IC: {known}" if known else "no signal: best possible IC 0"
 
 
 def _check_goal(out: Path) -> None:

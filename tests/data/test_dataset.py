@@ -451,8 +451,8 @@ OPEN_FIT = [{**INFER[0], "kwargs": {**INFER[0]["kwargs"], "fit_end_time": None}}
     ({"aux": {"market": {**MARKET, "kwargs": {**MARKET["kwargs"], "fit_end_time": "2016-12-30"}}}}, "aux 'market' is fitted up to"),
     ({"aux": {"market": {**MARKET, "kwargs": {**MARKET["kwargs"], "instruments": ["SH000999"]}}}}, "no bars of .*SH000999"),
     ({"handler": handler_config(extra={"NEXT": "Ref($close,-1)/$close"})}, "1 trading days ahead: a leak"),
-    ({"handler": handler_config(infer_processors=[{"class": "Fillna"}])}, "Fillna .*rewrites labels"),
-    ({"handler": handler_config(infer_processors=[{"class": "CSRankNorm", "kwargs": {"fields_group": "label"}}])}, "rewrites labels"),
+    ({"handler": handler_config(infer_processors=[{"class": "Fillna"}])}, "Fillna touches labels"),
+    ({"handler": handler_config(infer_processors=[{"class": "CSRankNorm", "kwargs": {"fields_group": "label"}}])}, "CSRankNorm touches labels"),
 ])
 def test_look_ahead_and_touched_labels_are_named_before_loading(options, said, no_loading):
     with pytest.raises((ConfigError, DataError), match=said):

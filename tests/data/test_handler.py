@@ -104,7 +104,7 @@ def test_each_handler_is_qlibs_with_the_mixin(name):
 
 def absent(features, labels, missing, needs=()):
     groups = {"feature": (features, [f"F{k}" for k in range(len(features))]), "label": (labels, ["LABEL0"] if labels else [])}
-    return ours.absent_fields(groups, lambda names: [name for name in names if name in missing], needs)
+    return ours.absent_fields(groups, lambda names: [name for name in names if name in missing], needs, ["mine"])
 
 
 @pytest.mark.parametrize("features, labels, missing, refused, empty", [
@@ -115,6 +115,8 @@ def absent(features, labels, missing, needs=()):
     (["$turnover", "$amount"], [], {"turnover", "amount"}, {"turnover": ["F0"], "amount": ["F1"]}, {}),  # nothing would be left
     (["$close", "$clsoe"], [], {"clsoe"}, {"clsoe": ["F1"]}, {}),
     (["$close", "$csi300_weight"], [], {"csi300_weight"}, {}, {"csi300_weight": ["F1"]}),
+    (["$close", "$mine_weight"], [], {"mine_weight"}, {}, {"mine_weight": ["F1"]}),  # a universe of the store
+    (["$close", "$csi3000_weight"], [], {"csi3000_weight"}, {"csi3000_weight": ["F1"]}, {}),
     (["$close", "P($$roe_q)"], [], {"roe_q", "factor"}, {}, {}),  # point-in-time fields have files of their own
 ])
 def test_what_is_refused_and_what_is_warned_of(features, labels, missing, refused, empty):

@@ -3,7 +3,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from qlib_ext.data.universe import list_universes, universe_grid, universe_mask
+from qlib_ext.data.universe import list_universes, member_spans, read_spans, universe_grid, universe_mask
 from qlib_ext.errors import ConfigError, DataError
 from tiny_market_store import start_qlib, write_store
 
@@ -45,6 +45,32 @@ def test_unknown_universe_names_those_of_the_store():
     for wrong in ("csi9", None, ["csi300"]):
         with pytest.raises(ConfigError, match="'all', 'csi300'"):
             universe_grid(DAYS, ["SH600000"], wrong)
+
+
+@pytest.mark.parametrize("line", ["SH600001,2020-01-01,2020-01-09", "SH600001 2020-01-01 2020-01-09", "SH600001\t2020-01-01",
+                                  "SH600001\tsoon\t2020-01-09"])
+def test_a_malformed_file_is_named_with_its_line(tmp_path, line):
+    (tmp_path / "instruments" / "csi300.txt").write_text(f"SH600000\t2020-01-01\t2020-01-09\n\n{line}\n")
+    start_qlib(tmp_path)
+    with pytest.raises(DataError, match=r"instruments/csi300.txt, line 3: 'SH600001.* is not code, first day and last day"):
+        universe_grid(DAYS, ["SH600000"], "csi300")
+
+
+def test_spans_of_a_file_in_either_way_of_writing_days(tmp_path):
+    file = tmp_path / "instruments" / "x.txt"
+    file.write_text("sh600000\t2020-01-01\t2020-01-09 00:00:00\textra\nNA\t20200102\t2020-01-03\n")
+    assert read_spans(file).astype(str).values.tolist() == [
+        ["sh600000", "2020-01-01", "2020-01-09"], ["NA", "2020-01-02", "2020-01-03"]]
+    file.write_text("")
+    assert len(read_spans(file)) == 0 and read_spans(file)["start"].dtype.kind == "M"
+
+
+def test_an_empty_universe_is_refused(tmp_path):
+    (tmp_path / "instruments" / "csi300.txt").write_text("")
+    start_qlib(tmp_path)
+    for ask in (member_spans, lambda name: universe_grid(DAYS, [], name)):
+        with pytest.raises(DataError, match="universe 'csi300' has no members in the store"):
+            ask("csi300")
 
 
 def test_wrong_index_is_refused():

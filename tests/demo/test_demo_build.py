@@ -1,13 +1,15 @@
 """The demo market as a store: the truth beside it, switches, what is left alone and what is made again."""
 
+import importlib.util
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from qlib_ext.demo.__main__ import main
-from qlib_ext.demo.build import build_demo, read_truth, truth_paths
+from qlib_ext.demo.build import best_ic_text, build_demo, read_truth, truth_paths
 from qlib_ext.demo.market import GENERATOR, make_market
 from qlib_ext.demo.signal import PARTS
 from qlib_ext.errors import DataError
@@ -54,6 +56,15 @@ def test_a_finished_store_is_left_and_another_one_is_not_mistaken_for_it(store, 
         build_demo(store, seed=5, drift=True)
 
 
+def test_the_best_possible_ic_in_words(store, tmp_path, caplog):
+    words = best_ic_text(read_truth(store))
+    totals = {name: values["total"] for name, values in read_truth(store)["best_possible_ic"].items()}
+    assert words == "best possible IC: " + ", ".join(f"{name} {total:.4f}" for name, total in totals.items()) and "all 0." in words
+    with caplog.at_level("INFO", logger="qlib_ext.demo"):
+        null = build_demo(tmp_path / "null", seed=5, null=True)
+    assert f"{null}: no signal: best possible IC 0. This market" in caplog.text
+
+
 def test_prices_in_the_store_are_those_of_the_market(store, small):
     stock = int(np.argmax(small.listed[0]))
     values = np.fromfile(store / "features" / small.instruments[stock].lower() / "close.day.bin", dtype="<f4")
@@ -95,3 +106,41 @@ def test_command_line_knows_the_switches(tmp_path, capsys):
     assert "switches null" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["--out", str(tmp_path / "both"), "--null", "--drift"])
+
+
+@pytest.mark.parametrize("seed", ["-1", "one"])
+def test_a_seed_that_is_none_is_refused(tmp_path, capsys, seed):
+    with pytest.raises(SystemExit, match="2"):
+        main(["--out", str(tmp_path / "store"), "--seed", seed])
+    assert f"argument --seed: invalid seed value: '{seed}'" in capsys.readouterr().err
+
+
+def test_a_place_that_cannot_be_written_is_named_before_the_market_is_made(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("qlib_ext.demo.build.make_market", no_market)
+    (tmp_path / "file").write_text("")
+    for out in ("/proc/x", tmp_path / "file" / "store"):
+        assert main(["--out", str(out)]) == 1
+        assert f"store {out} cannot be written (" in capsys.readouterr().err
+
+
+def test_interrupting_leaves_no_traceback_and_no_folder(tmp_path, capsys, monkeypatch):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("qlib_ext.demo.build.make_market", interrupted)
+    assert main(["--out", str(tmp_path / "store")]) == 130
+    assert "interrupted" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_market_facts_of_a_demo_store_tell_its_best_possible_ic(store, capsys, monkeypatch):
+    file = Path(__file__).resolve().parents[2] / "scripts" / "market_facts.py"
+    spec = importlib.util.spec_from_file_location("market_facts_of_demo", file)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    monkeypatch.setattr(script, "read_store", lambda *arguments: {})
+    monkeypatch.setattr(script, "market_facts", lambda market: {"fact": 1.0})
+    assert script.main([str(store)]) == 0
+    assert capsys.readouterr().out.endswith(f"\n\n{store} (generated): {best_ic_text(read_truth(store))}\n")
+    with pytest.raises(SystemExit, match="2"):
+        script.main([str(store), "--start", "foo"])
+    assert "argument --start: invalid day value: 'foo'" in capsys.readouterr().err

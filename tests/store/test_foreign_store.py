@@ -5,15 +5,18 @@ import logging
 import os
 import subprocess
 import sys
+import warnings
 from unittest import mock
 
+import numpy as np
 import pytest
 import qlib
 from foreign import CODES, FIELDS, ROOT, short_workflow, write_foreign_store
 from qlib.utils import init_instance_by_config
 
-from qlib_ext.data.handler import logger as qlib_handler_logger
 from qlib_ext.check import examine_workflow
+from qlib_ext.data.handler import LeanHandler
+from qlib_ext.data.handler import logger as qlib_handler_logger
 from qlib_ext.errors import ConfigError, DataError
 from qlib_ext.store.__main__ import main
 from qlib_ext.workflow import load_workflow
@@ -88,6 +91,41 @@ def test_an_empty_list_of_members(small, name):
         load_dataset(store, workflow)
 
 
+@pytest.mark.parametrize("content", [b"", b"\0" * 4, b"\0" * 9, np.float32([9999, 1]).tobytes(), np.float32([-1, 1]).tobytes(),
+                                     np.float32([np.nan, 1]).tobytes()])
+def test_damaged_files_are_refused_before_anything_loads(small, content):
+    store = write_foreign_store(small / "store")
+    for code, field in zip(CODES[3:5], ("close", "volume")):
+        (store / "features" / code.lower() / f"{field}.day.bin").write_bytes(content)
+    workflow = short_workflow("gru_csi300", small / "w.yaml")
+    said = f"close, volume or factor of {CODES[3]}, {CODES[4]} is damaged"
+    assert any(said in str(fault) for fault in examine_workflow(workflow, store)[0])
+    with pytest.raises(DataError, match=said):
+        load_dataset(store, workflow)
+
+
+def test_files_without_a_value_are_no_field(small):
+    store = write_foreign_store(small / "store", fields=[*FIELDS, "vwap"])
+    for file in [*store.rglob("vwap.day.bin"), *store.rglob("change.day.bin")]:
+        file.write_bytes(b"")
+    faults, found = examine_workflow(short_workflow("gru_csi300", small / "w.yaml"), store)
+    assert ["must not run" in str(fault) for fault in faults] == [True]
+    assert any("no instrument has field $vwap" in str(warning) for warning in found)
+
+
+def test_a_universe_of_the_dataset_without_members_stops_before_loading(small):
+    store = write_foreign_store(small / "store")
+    (store / "instruments" / "csi500.txt").write_text("")
+
+    def change(config):
+        config["task"]["dataset"]["kwargs"]["universe"] = "csi500"
+
+    workflow = short_workflow("gru_csi300", small / "w.yaml", change)
+    with mock.patch.object(LeanHandler, "setup_data", side_effect=AssertionError("loaded")):
+        with pytest.raises(DataError, match="universe 'csi500' has no members"):
+            load_dataset(store, workflow)
+
+
 @pytest.mark.parametrize("field, said", [("factor", "without it nobody can say whether prices are adjusted"),
                                          ("volume", "needed by CORR5"), ("open", "needed by KMID")])
 def test_fields_that_are_needed_are_refused_before_anything_loads(small, field, said):
@@ -112,10 +150,14 @@ def test_the_run_warns_by_name(small, caplog):
     """No vwap: a constant column; no amount: volume stands in; no change: no limits in the back-test, which `check` refuses."""
     store = write_foreign_store(small / "store", fields=[name for name in FIELDS if name != "change"])
     workflow = short_workflow("meta_master_csi300", small / "w.yaml", two_indices)
-    assert any("the back-test needs field 'change'" in str(fault) for fault in examine_workflow(workflow, store)[0])
+    fault, = map(str, examine_workflow(workflow, store)[0])
+    assert "must not run: the back-test needs field 'change', the store has none, and the run would go to its end" in fault
+    assert "with orders passing the price limits" in fault
     caplog.set_level(logging.WARNING)
     with mock.patch.object(qlib_handler_logger, "warning", logging.getLogger("test").warning):
-        panel = load_dataset(store, workflow).panel()
+        with warnings.catch_warnings():  # numpy has nothing to add
+            warnings.simplefilter("error", RuntimeWarning)
+            panel = load_dataset(store, workflow).panel()
     text = caplog.text
     assert "no instrument has $vwap: VWAP0 will be NaN on every row" in text
     assert "no instrument has $change: Qlib's exchange would let every order pass the price limits" in text
