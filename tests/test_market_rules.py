@@ -86,6 +86,7 @@ def test_unknown_special_treatment_counts_as_none():
     (2.25, 0.20, 2.70, 1.80), (33.35, 0.30, 43.36, 23.35),  # 43.355, 23.345
     (1725.55, 0.10, 1898.11, 1553.00),  # 1898.105, 1552.995
     (0.04, 0.05, 0.05, 0.03),  # at least one tick
+    (0.01, 0.10, 0.02, 0.01),  # no lower than one tick
 ])  # fmt: skip
 def test_limit_prices_by_hand(reference, limit, high, low):
     got = limit_prices(reference, limit, limit)

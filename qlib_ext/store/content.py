@@ -18,6 +18,7 @@ from qlib_ext.store.indices import Derived, against_bars, index_level, member_re
 from qlib_ext.store.limits import limit_fields
 from qlib_ext.store.metadata import FORMAT
 from qlib_ext.store.schema import INDEX_CODES, KINDS, describe_fields
+from qlib_ext.store.shares import share_fields
 from qlib_ext.store.tables import Table
 from qlib_ext.store.weights import index_weights, membership_spans
 from qlib_ext.store.writer import StoreWriter
@@ -55,7 +56,7 @@ class Content:
         self.other_grid, self.other_fields = None, {}
         if not stocks.all():
             self.other_grid, _, self.other_fields = self._bar_fields(with_only(bars, ~stocks))
-        float_cap = self._share_fields(data.get("float_shares_monthly"), prices.raw_close)
+        float_cap = self._share_fields(prices)
         self._industry(data.get("industry"))
         self._reports(data.get("fundamentals"))
         self._indices(data, index_names, prices, float_cap)
@@ -70,21 +71,16 @@ class Content:
         prices.counts.update(limits.counts)
         return grid, prices, {**prices.fields, **limits.fields}
 
-    def _share_fields(self, table: Optional[Table], raw_close: np.ndarray) -> np.ndarray:
-        """Shares and caps; returns the float cap [c], NaN where unknown."""
-        float_cap = np.full(self.grid.size, np.nan)
+    def _share_fields(self, prices: build.StockFields) -> np.ndarray:
+        """Shares and caps; returns the float cap on the cells of `grid.open_ended()`, NaN where unknown."""
+        table = self.data.get("float_shares_monthly")
         if table is None:
-            return float_cap
-        self.counts["float_shares_rows"] = len(table)
-        for kind in ("float", "total"):
-            if f"{kind}_shares" in table.numbers:
-                shares, counts = build.shares(table, self.grid, f"{kind}_shares")
-                self.fields[f"{kind}_shares"] = shares.astype(np.float32)
-                self.fields[f"{kind}_cap"] = (shares * raw_close).astype(np.float32)
-                float_cap = shares * raw_close if kind == "float" else float_cap
-                self.counts.update(counts)
+            return np.full(self.grid.open_ended().size, np.nan)
+        found = share_fields(table, self.grid, prices, self.data.get("dividends"))
+        self.fields.update(found.fields)
+        self.counts.update(float_shares_rows=len(table), **found.counts)
         self._count_without_bars(table)
-        return float_cap
+        return found.float_cap
 
     def _reports(self, table: Optional[Table]) -> None:
         if table is not None:
@@ -161,8 +157,8 @@ class Content:
         """Say what was made of the tables and what had to stand in."""
         counts, info, warning = self.counts, logger.info, logger.warning
         if counts["codes_of_unknown_kind"]:
-            warning("table bars: %d codes of no known kind count as stocks without price limits; give them in table instruments, or "
-                    "drop them", counts["codes_of_unknown_kind"])  # fmt: skip
+            warning("table bars: %d codes of no known kind count as stocks without price limits; give them in table instruments, "
+                    "or drop them", counts["codes_of_unknown_kind"])  # fmt: skip
         if counts.get("limit_st_unknown_cells"):
             share = 100 * counts["limit_st_unknown_cells"] / counts["limit_cells"]
             warning("limit prices: special treatment is unknown on %.1f %% of the stock-days, which take the wider limits", share)
@@ -176,8 +172,8 @@ class Content:
             found = about.get("derived_vs_official", {"dates": 0})
             if found["dates"]:
                 info("%s: weights by float cap alone differ from the official ones by %.1f %% of the index (half the sum of "
-                     "differences, mean of %d dates, at most %.1f %%), for one member by at most %.2f %%", name,
-                     100 * found["half_sum_mean"], found["dates"], 100 * found["half_sum_max"], 100 * found["largest"])  # fmt: skip
+                     "differences, mean of %d dates, at most %.1f %%), for one member by at most %.2f %%", name, 100 *
+                     found["half_sum_mean"], found["dates"], 100 * found["half_sum_max"], 100 * found["largest"])  # fmt: skip
 
     def instruments(self) -> Dict[str, dict]:
         """Instruments files: name -> code -> list of (start, end inclusive)."""

@@ -72,25 +72,6 @@ def index_fields(table: Table, grid: Grid) -> Dict[str, np.ndarray]:
     return {name: values.astype(np.float32) for name, values in fields.items()}
 
 
-def shares(table: Table, grid: Grid, name: str) -> Tuple[np.ndarray, Dict[str, int]]:
-    """`float_shares` or `total_shares` as known on each day, float64 [c].
-
-    A value dated d counts from the first trading day after d until the next value counts. Rows whose method looks ahead
-    (`snapshot_bfill`) are left out: NaN before the first other value. Rows without the number say nothing.
-    """
-    counts = {}
-    if "method" in table.texts:
-        ahead = np.isin(table.texts["method"].astype(str), LOOK_AHEAD_METHODS)
-        counts[f"{name}_look_ahead_rows_left_out"] = int(ahead.sum())
-        table = table.take(np.flatnonzero(~ahead))
-    table = table.take(np.flatnonzero(~np.isnan(table.numbers[name])))
-    table = table.take(np.lexsort((table.dates["month"], table.code)))
-    position = np.searchsorted(grid.calendar, table.dates["month"], side="right")
-    cells = grid.from_events(table.with_codes(grid.codes), position, table.numbers[name])
-    counts[f"{name}_unknown_cells"] = int(np.count_nonzero(np.isnan(cells)))
-    return cells, counts
-
-
 class Dividends(NamedTuple):
     """`cash` CNY per share and `bonus` new shares per share on ex-dates, 0 elsewhere; `ex_date` marks them. [c]"""
 

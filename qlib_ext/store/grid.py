@@ -1,5 +1,6 @@
 """The cells of a store: every instrument's days from its first to its last bar, laid out one instrument after the other."""
 
+from copy import copy
 from typing import Optional
 
 import numpy as np
@@ -26,12 +27,23 @@ class Grid:
         last = np.full(len(self.codes), -1, dtype=np.int64)
         np.minimum.at(self.start, table.code, position)
         np.maximum.at(last, table.code, position)
-        self.length = last - self.start + 1
-        self.offset = np.concatenate([[0], np.cumsum(self.length)[:-1]])
-        self.size = int(self.length.sum())
+        self._lay(last - self.start + 1)
         self.place = self.offset[table.code] + position - self.start[table.code]  # cell of each table row
-        self.stock = np.repeat(np.arange(len(self.codes), dtype=np.int32), self.length)
-        self.day = (np.arange(self.size) - np.repeat(self.offset - self.start, self.length)).astype(np.int32)
+
+    def _lay(self, length: np.ndarray) -> None:
+        self.length = length
+        self.offset = np.concatenate([[0], np.cumsum(length)[:-1]])
+        self.size = int(length.sum())
+        self.stock = np.repeat(np.arange(len(self.codes), dtype=np.int32), length)
+        self.day = (np.arange(self.size) - np.repeat(self.offset - self.start, length)).astype(np.int32)
+
+    def open_ended(self) -> "Grid":
+        """A grid whose instruments all go on to the calendar's last day, for on a day without a row nobody knows whether the
+        instrument will come back. Its `place` are this grid's cells: `expand` takes those, `values[place]` gives them back."""
+        whole = copy(self)
+        whole._lay(len(self.calendar) - self.start)
+        whole.place = whole.offset[self.stock] + self.day - self.start[self.stock]
+        return whole
 
     def expand(self, values: np.ndarray) -> np.ndarray:
         """Table rows [r] to cells [c] float64; NaN in cells without a row."""

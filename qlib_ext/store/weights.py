@@ -78,12 +78,14 @@ def index_weights(
     had a bar by then: one without a row goes on with its last close and cap, for on the day nobody knows whether it will come
     back. If it does not, it has no cells any more and the others' weights sum to less than 1 until its membership ends.
 
-    Arguments: `spans` code -> (start, end inclusive); `close` adjusted and `float_cap`, both [c], carried through suspensions.
+    Arguments: `spans` code -> (start, end inclusive); `close` adjusted [c] and `float_cap` on the cells of `grid.open_ended()`,
+    both carried through suspensions.
     """
     stocks = np.searchsorted(grid.codes, sorted(spans))
     first, last = int(grid.start.min()), int((grid.start + grid.length).max()) - 1
     member = _members(spans, stocks, grid, first, last)
-    price, cap = (_carried(grid.to_days(cells, stocks, first, last)) for cells in (close, float_cap))
+    price = _carried(grid.to_days(close, stocks, first, last))
+    cap = grid.open_ended().to_days(float_cap, stocks, first, last)
     given = _official(index_name, official, stocks, grid, price, first)
     weight, about = np.where(member, given.weight, np.nan), given.about
     cap[~member] = np.nan

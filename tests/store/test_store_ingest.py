@@ -54,7 +54,7 @@ def test_suspended_days_are_nan_and_states_are_carried(small_store):
     assert read_field(small_store, code, "factor")[days[20]] == np.float32(4.8)
     cap = read_field(small_store, code, "float_cap")
     assert cap[days[13]] == pytest.approx(rows["close"][days[11]] * 800e3, rel=1e-6)
-    assert cap[days[21]] == pytest.approx(rows["close"][days[19]] * 800e3, rel=1e-6)
+    assert cap[days[21]] == pytest.approx(rows["close"][days[19]] * 840e3, rel=1e-6)  # 5 % bonus shares on day 15
     assert read_field(small_store, code, "csi300_weight")[days[20]] > 0
 
 
@@ -67,29 +67,70 @@ def test_status_and_unknown(small_store):
 
 
 def test_float_shares_count_from_the_day_after_and_bfill_is_unknown(small_store):
+    """20 % bonus shares of SH600000 and 5 % of SZ300001 go ex on 2020-01-23."""
     first = read_field(small_store, "SH600000", "float_shares")
-    assert (first[:"2020-01-31"] == 1000e3).all() and (first["2020-02-03":] == 1100e3).all()
+    expected = np.select([first.index < "2020-01-23", first.index <= "2020-01-31"], [1000e3, 1200e3], 1100e3)
+    same(first, pd.Series(expected, first.index))
     late = read_field(small_store, "SZ300001", "float_shares")
-    assert late[:"2020-01-15"].isna().all() and (late["2020-01-16":] == 800e3).all()
-    assert read_field(small_store, "SH688001", "float_shares").isna().all()
-    raw = rows_of("SH600000")["close"]
-    same(read_field(small_store, "SH600000", "float_cap"), raw * np.where(raw.index <= "2020-01-31", 1000e3, 1100e3))
+    assert late[:"2020-01-15"].isna().all() and (late["2020-01-16":"2020-01-22"] == 800e3).all()
+    assert (late["2020-01-23":] == 840e3).all() and read_field(small_store, "SH688001", "float_shares").isna().all()
+    same(read_field(small_store, "SH600000", "float_cap"), rows_of("SH600000")["close"] * expected)
 
 
 def test_total_shares_and_cap(small_store):
     total = read_field(small_store, "SH600000", "total_shares")
-    assert total.iloc[0] == 1500e3 and (total == 1500e3).all()
-    raw = rows_of("SH600000")["close"]
-    same(read_field(small_store, "SH600000", "total_cap"), raw * 1500e3)
+    expected = np.where((total.index >= "2020-01-23") & (total.index <= "2020-01-31"), 1800e3, 1500e3)
+    same(total, pd.Series(expected, total.index))
+    same(read_field(small_store, "SH600000", "total_cap"), rows_of("SH600000")["close"] * expected)
     for field in ("total_shares", "total_cap"):
         assert read_field(small_store, "SZ300001", field).isna().all() and read_field(small_store, "SH688001", field).isna().all()
+
+
+def split_market(day: int, resumes: int) -> dict:
+    """SH600000 and SZ000001 always of one value; SH600000 trades again on day `resumes`, after a split in two on day `day`."""
+    tables = make_tables()
+    days = rows_of("SH600000").index
+    bars = tables["bars"].query("instrument in ('SH600000', 'SZ000001')").copy()
+    factor = np.where((bars["instrument"] == "SH600000") & (bars["date"] >= days[day]), 2.0, 1.0)
+    bars = bars.assign(factor=factor, volume=1e4, is_st=0, **{name: 20 / factor for name in ("open", "high", "low", "close")})
+    bars = bars.drop(columns=["amount", "turnover"])
+    bars = bars[~((bars["instrument"] == "SH600000") & (bars["date"] >= days[day]) & (bars["date"] < days[resumes]))]
+    ends = pd.to_datetime(["2019-12-31", "2020-01-31", "2019-12-31"])
+    shares = pd.DataFrame({"month": ends, "instrument": ["SH600000", "SH600000", "SZ000001"], "float_shares": [1e6, 2e6, 1e6]})
+    codes = {"instrument": ["SH600000", "SZ000001"]}
+    span = {"start": pd.Timestamp("2019-01-01"), "end": pd.Timestamp("2020-12-31")}
+    membership = pd.DataFrame({**codes, "index": "csi300", **span})
+    paid = pd.DataFrame({"instrument": ["SH600000"], "ex_date": days[day], "cash": 0.0, "bonus": 1.0})
+    return {"bars": bars, "index_bars": tables["index_bars"], "membership": membership, "float_shares_monthly": shares,
+            "dividends": paid}  # fmt: skip
+
+
+@pytest.mark.parametrize("day, resumes", [(10, 10), (10, 13), (20, 23)])
+def test_a_split_leaves_caps_and_weights(tmp_path, day, resumes):
+    """A split inside January, traded at once or suspended, and one whose suspension lies across the value of 01-31, which
+    counts the new shares already: the cap is 20 CNY x 1,000,000 on every day, the weight a half."""
+    tables = split_market(day, resumes)
+    days = rows_of("SH600000").index
+    with_dividends = ingest(tables, tmp_path / "one", index_names=("csi300",))
+    del tables["dividends"]
+    if day == 20:  # without dividends a value counts the shares of the last day traded up to it: 2020-01-29
+        tables["float_shares_monthly"].loc[1, "float_shares"] = 1e6
+    without = ingest(tables, tmp_path / "two", index_names=("csi300",))
+    for store in (with_dividends, without):
+        np.testing.assert_allclose(read_field(store, "SH600000", "float_cap"), 2e7, rtol=1e-6)
+        np.testing.assert_allclose(read_field(store, "SH600000", "csi300_weight"), 0.5, rtol=1e-6)
+    grown = read_field(with_dividends, "SH600000", "float_shares")
+    same(grown, pd.Series(np.where(grown.index < days[day], 1e6, 2e6), grown.index))
+    published = read_field(without, "SH600000", "float_shares")
+    assert (published[:"2020-01-31"] == 1e6).all() and published.iloc[-1] == (1e6 if day == 20 else 2e6)
 
 
 def test_dividends_lie_on_their_ex_dates(tables, tmp_path):
     days = rows_of("SH600000").index
     weekend = pd.Timestamp("2020-02-01")
     more = [("SH688001", days[3], 0.5, 0.0), ("SH600000", weekend, 0.3, 0.0), ("SZ999999", days[3], 0.5, 0.0),
-            ("SZ300001", days[13], 0.25, 0.1), ("SZ300001", days[20], 0.0, 0.5)]  # not listed, no trading day, no bars, suspended
+            ("SZ300001", days[13], 0.25, 0.1), ("SZ300001", days[20], 0.0, 0.5),  # not listed, no trading day, no bars, suspended
+            ("SZ000001", days[0], 0.1, 0.0), ("SH688001", days[10], 0.2, 0.3)]  # first days of the calendar and of a listing
     rows = pd.DataFrame(more, columns=["instrument", "ex_date", "cash", "bonus"])
     tables["dividends"] = pd.concat([tables["dividends"], rows], ignore_index=True)
     store = ingest(tables, tmp_path / "store", index_names=("csi300",))
@@ -101,7 +142,7 @@ def test_dividends_lie_on_their_ex_dates(tables, tmp_path):
             same(stored, expected)
     assert read_field(store, "SZ300001", "bonus_shares")[days[[13, 15, 20]]].tolist() == [np.float32(0.1), np.float32(0.05), 0.5]
     counts = read_metadata(store)["counts"]
-    assert counts["ex_dates"] == 5 and counts["ex_dates_left_out"] == 3
+    assert counts["ex_dates"] == 7 and counts["ex_dates_left_out"] == 3
 
 
 def test_industry_is_point_in_time(small_store):

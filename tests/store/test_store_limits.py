@@ -26,7 +26,7 @@ def reference(rows: pd.DataFrame, days: pd.DatetimeIndex, fraction) -> pd.DataFr
             base = rounded(last[0] * last[1] / factor)
             result[day] = [rounded(base * (1 + sign * fraction(day, row))) * factor for sign in (1, -1)]
         if row is not None and row["volume"] > 0:
-            last = row["close"], row["factor"]
+            last = round(row["close"], 3), row["factor"]  # to a tick of ETFs, as the store does
     return pd.DataFrame.from_dict(result, orient="index", columns=["limit_up", "limit_down"]).reindex(days)
 
 
@@ -86,6 +86,18 @@ def test_a_listing_before_the_bars(tmp_path, listed, free):
         del tables["instruments"]
     store = ingest(tables, tmp_path / "store", index_names=("csi300",))
     assert np.flatnonzero(read_field(store, "SH688002", "limit_up").notna())[0] == max(free, 1)
+
+
+@pytest.mark.parametrize("listed, free", [("2019-12-31", 3), ("2019-12-30", 2), ("2019-12-26", 1)])
+def test_a_listing_before_the_calendar(tmp_path, listed, free):
+    """As above, but no calendar holds the listing: the weekdays from it to the first day count."""
+    tables = cents(make_tables())
+    tables["bars"] = tables["bars"].replace({"instrument": {"SH600000": "SH688002"}})
+    tables["index_bars"] = tables["index_bars"].query("date >= '2020-01-02'")
+    row = pd.DataFrame({"instrument": ["SH688002"], "kind": "stock", "list_date": pd.Timestamp(listed)})
+    tables["instruments"] = pd.concat([tables["instruments"], row], ignore_index=True)
+    store = ingest(tables, tmp_path / "store", index_names=("csi300",))
+    assert np.flatnonzero(read_field(store, "SH688002", "limit_up").notna())[0] == free
 
 
 def test_chinext_limits_change_on_their_day(tmp_path):

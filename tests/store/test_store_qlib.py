@@ -125,8 +125,10 @@ def known_fields(tables: dict, code: str, raw_close: pd.Series) -> pd.DataFrame:
                  **test_store_fundamentals.reference(own["fundamentals"], day)}  # fmt: skip
         before = shares[shares["month"] < day]
         for kind in ("float", "total"):
-            values = before[f"{kind}_shares"].dropna()
-            found[f"{kind}_shares"] = values.iloc[-1] if len(values) else np.nan
+            values = before.dropna(subset=f"{kind}_shares")
+            since = values["month"].max()
+            bonus = own["dividends"].query("@since < ex_date <= @day")["bonus"]
+            found[f"{kind}_shares"] = values[f"{kind}_shares"].iloc[-1] * (1 + bonus).prod() if len(values) else np.nan
             found[f"{kind}_cap"] = found[f"{kind}_shares"] * close
         spans = own["industry"].query("start <= @day <= end")
         found["industry"] = float(spans["l1_code"].iloc[0]) if len(spans) else np.nan

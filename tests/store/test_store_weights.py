@@ -166,7 +166,9 @@ def test_stocks_that_join_later_leave_earlier_weights_bit_by_bit(monkeypatch):
         grid = Grid(read_tables({"bars": bars}, required=())["bars"], days.to_numpy().astype("datetime64[D]"))
         close = price[grid.day, np.searchsorted(codes, grid.codes)[grid.stock]]
         spans = {code: [(grid.calendar[0], grid.calendar[-1])] for code in grid.codes.tolist()}
-        cells = weights_module.index_weights("csi300", spans, None, grid, close, 1e6 * close).cells
+        whole = grid.open_ended()
+        cap = whole.carry(whole.expand(1e6 * close))
+        cells = weights_module.index_weights("csi300", spans, None, grid, close, cap).cells
         level = index_level(grid, cells, np.sin(1e6 * close) / 50).level
         return grid.to_days(cells, np.flatnonzero(np.isin(grid.codes, codes[~late])), 0, 19), level[:19]
 
