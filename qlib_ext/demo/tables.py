@@ -150,8 +150,8 @@ def float_shares_table(market: Market) -> pd.DataFrame:
     """Float and total shares known after the close of each complete month (`month` is its last day), from the month before the
     first bar.
 
-    The values include shares that start trading on the next day, so that carrying them over the following month gives the true
-    ones.
+    The values are those of the month's last close: with shares unlocked for the next day, without bonus shares that go ex on it,
+    which table `dividends` adds on the ex-date.
     """
     month = market.days.astype("datetime64[M]")
     ends = np.flatnonzero(market.month_end)
@@ -163,9 +163,10 @@ def float_shares_table(market: Market) -> pd.DataFrame:
         months = np.append(month[first] - 1, month[later])
         last_day = (months + 1).astype("datetime64[D]") - np.timedelta64(1, "D")
         columns = {"month": last_day.astype("datetime64[us]"), "instrument": market.instruments[stock]}
+        growth = market.total_shares_after[later, stock] / market.total_shares[later, stock]
         for name in ("float_shares", "total_shares"):
-            after = getattr(market, f"{name}_after")[later, stock]
-            columns[name] = np.append(getattr(market, name)[first, stock], after)
+            before = np.round(getattr(market, f"{name}_after")[later, stock] / growth)
+            columns[name] = np.append(getattr(market, name)[first, stock], before)
         parts.append(pd.DataFrame({**columns, "method": "turnover"}))
     return pd.concat(parts, ignore_index=True)
 

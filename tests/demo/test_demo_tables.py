@@ -7,6 +7,8 @@ import pytest
 from qlib_ext.demo.fundamentals import fundamentals_table
 from qlib_ext.demo.market import make_market
 from qlib_ext.demo.membership import INDEX_NAMES
+from qlib_ext.demo.tables import make_tables
+from qlib_ext.store.ingest import ingest
 from qlib_ext.store.schema import TABLES
 
 COLUMNS = {
@@ -68,15 +70,40 @@ def test_bonus_shares_leave_the_cap_continuous(market):
     assert unlocked.sum() > 200 and (market.total_shares[1:] == market.total_shares[:-1])[unlocked].all()
 
 
-def test_carrying_the_monthly_shares_forward_gives_the_daily_ones(market, tables):
+@pytest.fixture(scope="module")
+def daily_shares(market, tables):
+    """Monthly shares carried forward and grown by the bonus shares since, by stock and day; also the true ones."""
     monthly = tables["float_shares_monthly"].sort_values("month").rename(columns={"month": "date"})
     monthly["date"] = (monthly["date"] + pd.Timedelta(days=1)).astype("datetime64[ms]")
     stock, day = np.nonzero(market.listed.T)
     daily = pd.DataFrame({"date": market.days[day].astype("datetime64[ms]"), "instrument": np.array(market.instruments)[stock],
-                          "true": market.float_shares[day, stock],
-                          "total": market.total_shares[day, stock]}).sort_values("date", kind="stable")
-    joined = pd.merge_asof(daily, monthly, on="date", by="instrument")
-    assert (joined["true"] == joined["float_shares"]).all() and (joined["total"] == joined["total_shares"]).all()
+                          "true": market.float_shares[day, stock], "true_total": market.total_shares[day, stock]})
+    joined = pd.merge_asof(daily.sort_values("date", kind="stable"), monthly, on="date", by="instrument")
+    given = tables["dividends"].set_index(["instrument", "ex_date"])["bonus"].rename_axis(["instrument", "date"])
+    ratio = 1 + joined.join(given, on=["instrument", "date"])["bonus"].fillna(0.0)
+    growth = ratio.groupby([joined["instrument"], joined["date"].dt.to_period("M")]).cumprod()
+    joined[["float_shares", "total_shares"]] = joined[["float_shares", "total_shares"]].mul(growth, axis=0)
+    return joined
+
+
+def test_monthly_shares_and_bonus_shares_give_the_daily_ones(daily_shares):
+    np.testing.assert_allclose(daily_shares["float_shares"], daily_shares["true"], rtol=1e-7)
+    np.testing.assert_allclose(daily_shares["total_shares"], daily_shares["true_total"], rtol=1e-7)
+
+
+def test_a_store_has_the_true_shares_and_caps(small, tmp_path):
+    """Every field file against the market, bonus shares and unlocked ones included."""
+    sizes = dict(zip(INDEX_NAMES, small.index_sizes, strict=True))
+    store = ingest(make_tables(small), tmp_path / "store", generated=True, index_sizes=sizes)
+    split = np.nan_to_num(small.bonus) > 0
+    assert split.sum() > 5
+    for stock in np.flatnonzero(small.listed.any(axis=0)):
+        held = small.listed[:, stock]
+        for name in ("float", "total"):
+            shares = getattr(small, f"{name}_shares")[held, stock]
+            for field, true in ((f"{name}_shares", shares), (f"{name}_cap", shares * small.close[held, stock])):
+                raw = np.fromfile(store / "features" / small.instruments[stock].lower() / f"{field}.day.bin", dtype="<f4")
+                np.testing.assert_allclose(raw[1:], true, rtol=1e-6, err_msg=f"{small.instruments[stock]} {field}")
 
 
 def test_membership_counts_every_day_and_disjoint(market, tables):
@@ -119,13 +146,12 @@ def test_members_are_ranked_by_the_caps_of_the_months_before(market):
     assert not (market.is_st[begin - 1] & (market.member[begin] >= 0)).any()
 
 
-def test_index_bars_are_price_indices_of_the_members(market, tables, bars):
+def test_index_bars_are_price_indices_of_the_members(market, tables, bars, daily_shares):
     """Recomputed from bars, members, monthly shares and dividends by pandas."""
     close = bars.pivot(index="date", columns="instrument", values="close")
     bonus = tables["dividends"].pivot(index="ex_date", columns="instrument", values="bonus")
     bonus = bonus.reindex(index=close.index, columns=close.columns).fillna(0.0)
-    monthly = tables["float_shares_monthly"].pivot(index="month", columns="instrument", values="float_shares").ffill()
-    shares = monthly.reindex(close.index - pd.Timedelta(days=1), method="ffill").set_axis(close.index)[close.columns]
+    shares = daily_shares.pivot(index="date", columns="instrument", values="float_shares")[close.columns]
     assert not shares.isna().where(close.notna(), False).any().any()
     wide = tables["index_bars"].pivot(index="date", columns="instrument", values="close").astype(float)
     for code, name in (("SH000300", "csi300"), ("SH000905", "csi500"), ("SH000852", "csi1000")):
