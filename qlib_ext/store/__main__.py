@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import os
 import signal
 import sys
 from typing import List, Optional
@@ -18,9 +19,18 @@ def main(arguments: Optional[List[str]] = None) -> int:
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
     try:
-        return {"ingest": _ingest, "doctor": _doctor, "schema": _schema}[options.command](options)
+        status = {"ingest": _ingest, "doctor": _doctor, "schema": _schema}[options.command](options)
+        sys.stdout.flush()
+        return status
     except ExtError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # who reads our output has read enough; Python must not try to write the rest at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except OSError as error:
+        print(f"error: {error.filename or 'a file'} cannot be read or written ({error.strerror or error}); check the path, its "
+              "permissions and the free space", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; nothing was written", file=sys.stderr)
@@ -42,8 +52,8 @@ def _parser() -> argparse.ArgumentParser:
                          help=f"indices of table membership to store (default: {' '.join(INDEX_NAMES)})")
     command = commands.add_parser("doctor", help="say what is in a Qlib folder, what lacks and what cannot be right")
     command.add_argument("store", help="folder of a Qlib store, made by this package or elsewhere")
-    command.add_argument("--for", dest="workflows", nargs="+", default=[], metavar="WORKFLOW.yaml",
-                         help="also say whether these workflows can run on the store (exit status 1 if one cannot)")
+    command.add_argument("--for", dest="workflows", action="append", default=[], metavar="WORKFLOW.yaml",
+                         help="also say whether this workflow can run on the store, exit status 1 if not (may be repeated)")
     command.add_argument("--json", action="store_true", help="print the report as JSON")
     commands.add_parser("schema", help="print the tables and fields of a store as Markdown")
     return parser

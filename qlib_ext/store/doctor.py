@@ -4,6 +4,8 @@ Any folder of Qlib's format is read straight from its files, whoever made it. No
 """
 
 import json
+import math
+import textwrap
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Dict, List, Sequence, Union
@@ -11,6 +13,7 @@ from typing import Dict, List, Sequence, Union
 import numpy as np
 from tqdm import tqdm
 
+from qlib_ext.errors import ConfigError
 from qlib_ext.store import doctor_bars, doctor_members
 from qlib_ext.store.findings import Section, named
 from qlib_ext.store.reading import StoreFiles
@@ -18,6 +21,9 @@ from qlib_ext.store.reading import StoreFiles
 CHECKS = (doctor_members.members, doctor_members.rebalances, doctor_members.weights, doctor_bars.index_bars, doctor_bars.calendar,
           doctor_bars.jumps, doctor_bars.limits, doctor_bars.prices, doctor_bars.special_treatment, doctor_bars.fundamentals,
           doctor_members.industries, doctor_members.survivors, doctor_bars.coverage)
+
+CANNOT_RUN = ("damaged files", "folders not lower case")  # Qlib crashes on the former and finds nothing in the latter
+WIDTH = 100
 
 
 @dataclass
@@ -30,7 +36,7 @@ class Report:
 
     @property
     def warnings(self) -> List[Dict[str, str]]:
-        """All warnings, as {section, kind, text}."""
+        """All warnings, as {section, kind, text, advice}."""
         return [{"section": section.title, **one} for section in self.sections for one in section.warnings]
 
     @property
@@ -42,43 +48,56 @@ class Report:
         """The report for people: figures by section, then all warnings, then the workflows."""
         lines = [f"store {self.store}"]
         for section in self.sections:
-            lines += ["", section.title, "-" * len(section.title), *section.lines]
-            lines += [f"note: {note}" for note in section.notes]
-            lines += [f"WARNING {one['kind']}: {one['text']}" for one in section.warnings]
+            lines += ["", section.title, "-" * len(section.title)]
+            lines += [line if "\n" in line else _wrapped(line) for line in section.lines]  # tables as they are
+            lines += [_wrapped(f"note: {note}") for note in section.notes]
+            for kind in dict.fromkeys(one["kind"] for one in section.warnings):
+                mine = [one for one in section.warnings if one["kind"] == kind]
+                lines += [_wrapped(f"WARNING {kind}: {one['text']}") for one in mine] + [_wrapped(f"  -> {mine[0]['advice']}")]
         count = len(self.warnings)
         kinds = sorted({one["kind"] for one in self.warnings})
-        lines += ["", f"{count} warnings: {', '.join(kinds)}" if count else "no warnings"]
+        lines += ["", _wrapped(f"{count} warnings: {', '.join(kinds)}" if count else "no warnings")]
         for path, found in self.workflows.items():
             lines += ["", f"workflow {path}: " + (f"cannot run, {len(found['faults'])} faults" if found["faults"] else "can run")]
-            lines += [f"fault: {fault}" for fault in found["faults"]] + [f"warning: {one}" for one in found["warnings"]]
+            lines += [_wrapped(f"{word}: {one}") for word in ("fault", "warning") for one in found[f"{word}s"]]
         return "\n".join(lines)
 
     def json(self) -> str:
-        """The report for machines."""
+        """The report for machines: strict JSON, null for what is not finite."""
         sections = [{"title": one.title, "figures": one.figures, "notes": one.notes, "warnings": one.warnings}
                     for one in self.sections]
-        return json.dumps({"store": self.store, "warnings": self.warnings, "can_run": self.can_run, "workflows": self.workflows,
-                           "sections": sections}, indent=1, ensure_ascii=False, default=_plain)
+        content = {"store": self.store, "warnings": self.warnings, "can_run": self.can_run, "workflows": self.workflows,
+                   "sections": sections}
+        return json.dumps(_plain(content), indent=1, ensure_ascii=False, allow_nan=False)
 
 
 def examine(store: Union[str, Path], workflows: Sequence[Union[str, Path]] = (), progress: bool = False) -> Report:
     """Examine a store, and whether the workflows can run on it (their own `provider_uri` is not used).
 
+    `progress` shows a bar where standard error is a terminal.
+
     Raises
     ------
+    ConfigError
+        A workflow file does not exist.
     DataError
-        The folder is no Qlib store, its calendar is out of order, or no stock has a close.
+        The folder is no Qlib store, its calendar or an instruments file cannot be read, or no stock has a close.
     """
+    absent = [str(path) for path in workflows if not Path(path).is_file()]
+    if absent:
+        raise ConfigError(f"workflow files that do not exist: {named(absent)}; give paths of YAML files after --for")
     files = StoreFiles(store)
     sections = [_folder(files)]
-    for check in tqdm(CHECKS, desc="examining", unit=" checks", disable=not progress):
+    for check in tqdm(CHECKS, desc="examining", unit=" checks", disable=None if progress else True):
         sections.append(check(files))
+    files.read_others()
     if files.damaged:
-        sections[0].warn("damaged files", f"{len(files.damaged)} feature files are empty or do not fit the calendar, and were "
-                         f"read as unknown: {named(files.damaged)}")
+        sections[0].warn("damaged files", f"{len(files.damaged)} feature files are empty, unreadable or do not fit the calendar, "
+                         f"and were read as unknown: {named(files.damaged)}")
     report = Report(str(files.path), sections)
     for path in workflows:
-        report.workflows[str(path)] = _try_workflow(path, files.path)
+        found = report.workflows[str(path)] = _try_workflow(path, files.path)
+        found["faults"] += [f"{one['kind']}: {one['text']}" for one in report.warnings if one["kind"] in CANNOT_RUN]
     return report
 
 
@@ -93,8 +112,12 @@ def _folder(files: StoreFiles) -> Section:
     mixed = sorted(set(files.spans("all")["code"]) & set(files.indices)) if "all" in files.universes else []
     if mixed:
         section.warn("indices among stocks", f"instruments file all lists {len(mixed)} indices: {named(mixed)}; a handler on "
-                     "`all` loads them as stocks: give the dataset a `universe`, or the handler an index's members")
-    lower = {name for name in files.universes if (files.path / "instruments" / f"{name}.txt").read_text()[:2].islower()}
+                     "`all` loads them as stocks")
+    upper = [folder.name for folder in files.folders.values() if folder.name != folder.name.lower()]
+    if upper:
+        section.warn("folders not lower case", f"{len(upper)} folders of features are not spelt in lower case: {named(upper)}; Qlib "
+                     "on Linux looks for lower case only and reads nothing from them")
+    lower = {name for name in files.universes if files.text(name)[:2].islower()}
     if lower and lower != set(files.universes):
         section.warn("spelling of codes", f"instruments files {sorted(lower)} spell codes in lower case, "
                      f"{sorted(set(files.universes) - lower)} in upper case: to Qlib these are different stocks")
@@ -107,5 +130,18 @@ def _try_workflow(path: Union[str, Path], store: Path) -> dict:
     return {"faults": [str(fault) for fault in faults], "warnings": [str(one) for one in warnings]}
 
 
+def _wrapped(text: str) -> str:
+    """A sentence in lines of 100 characters, indented from the second on."""
+    return textwrap.fill(text, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+
+
 def _plain(value):
-    return value.item() if isinstance(value, np.generic) else str(value)
+    """What JSON can say: plain numbers, null for NaN and infinities, text for all else."""
+    if isinstance(value, dict):
+        return {str(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(one) for one in value]
+    value = value.item() if isinstance(value, np.generic) else value
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)

@@ -23,7 +23,7 @@ class StoreFiles:
     Raises
     ------
     DataError
-        No store, a calendar that is not in order, or no stock with a close.
+        No store, a calendar that is not in order, an instruments file that cannot be read, or no stock with a close.
     """
 
     def __init__(self, path: Union[str, Path]):
@@ -67,17 +67,28 @@ class StoreFiles:
         """Names of the instruments files."""
         return sorted(file.stem for file in (self.path / "instruments").glob("*.txt"))
 
+    def text(self, universe: str) -> str:
+        """An instruments file as it is."""
+        try:
+            return self._instruments(universe).read_text()
+        except (OSError, ValueError) as error:
+            raise DataError(f"store {self.path}: instruments/{universe}.txt cannot be read ({error})") from error
+
     def spans(self, universe: str) -> pd.DataFrame:
         """Rows of an instruments file: code (upper case), start, end (datetime64, both inclusive)."""
-        try:
-            table = pd.read_csv(self._instruments(universe), sep="\t", header=None, usecols=[0, 1, 2], dtype=str,
-                                names=["code", "start", "end"], keep_default_na=False)
-        except pd.errors.EmptyDataError:
-            table = pd.DataFrame({"code": [], "start": [], "end": []}, dtype=str)
+        lines = self.text(universe).splitlines()
+        rows = [(number, *line.split("\t")[:3]) for number, line in enumerate(lines, 1) if line.strip()]
+        whole = [row for row in rows if len(row) == 4]
+        table = pd.DataFrame(whole, columns=["line", "code", "start", "end"])
         table["code"] = table["code"].str.strip().str.upper()
         for column in ("start", "end"):
-            table[column] = pd.to_datetime(table[column])
-        return table
+            table[column] = pd.to_datetime(table[column], format="mixed", errors="coerce")
+        wrong = sorted({row[0] for row in rows if len(row) < 4} | set(table["line"][table[["start", "end"]].isna().any(axis=1)]))
+        if wrong:
+            raise DataError(f"store {self.path}: instruments/{universe}.txt, line {wrong[0]} ({len(wrong)} such lines), is "
+                            f"{lines[wrong[0] - 1]!r}, not code, first and last day with tabs between; write tabs, Qlib reads no "
+                            "other separator")
+        return table[["code", "start", "end"]]
 
     def membership(self, universe: str, codes: Sequence[str]) -> np.ndarray:
         """Who belongs to a universe on which day. bool [len(codes), t]"""
@@ -102,21 +113,35 @@ class StoreFiles:
         for row, code in enumerate(codes):
             folder = self.folders.get(code)
             file = None if folder is None else folder / f"{field}{SUFFIX}"
-            if file is None or not file.exists():
+            raw = None if file is None or not file.exists() else self._values(file)
+            if raw is None:
                 continue
-            raw = np.fromfile(file, dtype="<f4")
-            start = raw[0] if len(raw) else np.nan
-            if not (np.isfinite(start) and start >= 0 and start == int(start) and start + len(raw) - 1 <= len(self.calendar)):
-                name = file.relative_to(self.path).as_posix()
-                if name not in self.damaged:
-                    self.damaged.append(name)
-                continue
-            begin = int(start) - self.first
+            begin = int(raw[0]) - self.first
             skip, stop = max(-begin, 0), begin + len(raw) - 1
             if stop > 0:
                 values[row, begin + skip:stop] = raw[1 + skip:]
         values[np.isinf(values)] = np.nan
         return values
+
+    def _values(self, file: Path) -> Optional[np.ndarray]:
+        """First position and values of a feature file; None, and its name in `damaged`, where it cannot be one."""
+        try:
+            raw = np.fromfile(file, dtype="<f4")
+        except OSError:
+            raw = np.empty(0, dtype="<f4")
+        start = raw[0] if len(raw) else np.nan
+        if np.isfinite(start) and start >= 0 and start == int(start) and start + len(raw) - 1 <= len(self.calendar):
+            return raw
+        name = file.relative_to(self.path).as_posix()
+        if name not in self.damaged:
+            self.damaged.append(name)
+        return None
+
+    def read_others(self) -> None:
+        """Read what no array holds, so that `damaged` is complete: all fields of what is no stock."""
+        for code in set(self.folders) - set(self.codes):
+            for file in sorted(self.folders[code].glob(f"*{SUFFIX}")):
+                self._values(file)
 
     # ---- what every check needs ---------------------------------------------------------------------------------------------
     @cached_property

@@ -1,8 +1,12 @@
 """Command line of the store: what each subcommand does, and that contradictions are named before anything is read."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from foreign import short_workflow, write_foreign_store
 from store_market import business_days, make_tables
 
 from qlib_ext.store import __main__ as module
@@ -94,7 +98,38 @@ def test_doctor_with_warnings_gives_zero(small_store, capsys):
     assert main(["doctor", str(small_store)]) == 0
     out = capsys.readouterr().out
     assert f"store {small_store}" in out and "too few members" in out
-    assert out.rstrip().splitlines()[-1].startswith(tuple("123456789"))
+    assert out.split("\n\n")[-1].startswith(tuple("123456789"))
+
+
+def test_doctor_takes_workflows_before_and_after_the_store(tmp_path, capsys):
+    store, path = str(write_foreign_store(tmp_path / "store")), str(short_workflow("gru_csi300", tmp_path / "w.yaml"))
+    for arguments in (["--for", path, store], [store, "--for", path], ["--for", path, store, "--for", path]):
+        assert main(["doctor", *arguments]) == 0
+        assert f"workflow {path}: can run" in capsys.readouterr().out
+
+
+def test_doctor_names_an_absent_workflow_before_it_reads(tmp_path, capsys):
+    assert main(["doctor", str(tmp_path / "no store"), "--for", str(tmp_path / "no.yaml")]) == 1
+    assert "error: workflow files that do not exist: " in capsys.readouterr().err
+
+
+def test_a_path_that_cannot_be_written_is_an_error_with_its_name(monkeypatch, capsys):
+    def refused(options):
+        open("/proc/1/none/none", "w")
+
+    monkeypatch.setattr(module, "_ingest", refused)
+    assert main(["ingest", "--tables", "t", "--out", "/proc/1/none"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: /proc/1/none/none cannot be read or written (No such file") and "permissions" in said
+
+
+def test_a_closed_pipe_gives_no_traceback():
+    root = Path(__file__).resolve().parents[2]
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run([sys.executable, "-m", "qlib_ext.store", "schema"], cwd=root, stdout=writer, stderr=subprocess.PIPE)
+    os.close(writer)
+    assert done.returncode == 141 and done.stderr == b""
 
 
 def test_the_readme_holds_the_schema():
