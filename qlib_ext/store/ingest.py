@@ -1,14 +1,19 @@
 """From tables to a Qlib store."""
 
 import logging
+import re
 import time
 from pathlib import Path
 from typing import Dict, Mapping, NamedTuple, Optional, Sequence, Tuple, Type, Union
 
+import numpy as np
+
 from qlib_ext.errors import ConfigError
+from qlib_ext.market_rules import missing_trading_days
 from qlib_ext.store.checks import check_tables
 from qlib_ext.store.content import Content
-from qlib_ext.store.schema import INDEX_NAMES, INDEX_SIZES, TABLES, VWAP_MODES
+from qlib_ext.store.metadata import digest
+from qlib_ext.store.schema import INDEX_NAMES, INDEX_SIZES, KINDS, TABLES, VWAP_MODES
 from qlib_ext.store.tables import Table, TableSource, read_tables
 from qlib_ext.store.writer import StoreLock, StoreWriter, check_goal
 
@@ -51,7 +56,8 @@ def ingest(
     Raises
     ------
     ConfigError
-        Unknown `vwap`, no index name, or a size of an index that is not stored or not positive.
+        Unknown `vwap`; no index name, or one given twice, taken, or not of [a-z0-9_]; a size of an index that is not stored
+        or not positive.
     DataError
         Tables missing or contradicting themselves (all faults at once), a store at `out` already, something at `out` that is no
         store, another ingestion writing there, too little room on the disk, no permission to write.
@@ -59,7 +65,8 @@ def ingest(
     started = time.time()
     if vwap not in VWAP_MODES:
         raise ConfigError(f"unknown vwap {vwap!r}; valid are {list(VWAP_MODES)}")
-    settings = Settings(vwap, tuple(index_names), _sizes(index_names, index_sizes or {}), bool(generated))
+    index_names = _checked_names(index_names)
+    settings = Settings(vwap, index_names, _sizes(index_names, index_sizes or {}), bool(generated))
     with StoreLock(out) as lock:
         out = lock.out
         check_goal(out, overwrite)
@@ -68,10 +75,24 @@ def ingest(
     return out
 
 
+def _checked_names(index_names: Sequence[str]) -> Tuple[str, ...]:
+    """Names of indices, which become names of files and fields."""
+    if isinstance(index_names, str):
+        raise ConfigError(f"index_names={index_names!r} is one text; give a list of names, [{index_names!r}]")
+    names, taken = tuple(index_names), {"all", *KINDS}
+    if not names:
+        raise ConfigError("no index name; give at least one of table membership")
+    wrong = [name for name in names if not isinstance(name, str) or not re.fullmatch("[a-z0-9_]+", name) or name in taken]
+    if wrong:
+        raise ConfigError(f"index names {wrong}: give names of a-z, 0-9 and _ other than {sorted(taken)}")
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError(f"index names {twice} are given more than once; give each of them once")
+    return names
+
+
 def _sizes(index_names: Sequence[str], given: Mapping[str, int]) -> Dict[str, int]:
     """Expected members of each index that has a known number."""
-    if not index_names:
-        raise ConfigError("no index name; give at least one of table membership")
     faults = {name: size for name, size in given.items() if name not in index_names or size != int(size) or size < 1}
     if faults:
         raise ConfigError(f"index_sizes {faults}: give whole numbers of members for indices among {list(index_names)}")
@@ -95,9 +116,24 @@ def publish_store(out: Path, data: Dict[str, Table], settings: Settings, history
         metadata = content.metadata(settings.generated)
         metadata.update(index_names=list(settings.index_names), index_sizes=settings.index_sizes, units_checked=units_checked,
                         tables={name: len(table) for name, table in data.items()})  # fmt: skip
-        metadata = writer.publish(metadata, content.settings(), history)
+        metadata = writer.publish(metadata, {**content.settings(), **_kept_settings(data)}, history)
+        _warn_of_days(content.calendar)
         _report(out, metadata, time.time() - started)
     return metadata
+
+
+def _kept_settings(data: Dict[str, Table]) -> dict:
+    """Hashes of the rows of tables of which no field is made, for the fingerprint: their files' bytes vary with the writer."""
+    kept = {name: digest(table.frame().to_csv(index=False).encode()) for name, table in data.items() if TABLES[name].kept}
+    return {"kept_tables": kept} if kept else {}
+
+
+def _warn_of_days(calendar: np.ndarray) -> None:
+    """Log days that look lost and days on which no exchange opens."""
+    for days, what in ((missing_trading_days(calendar), "weekdays are missing in the calendar and no holiday explains them"),
+                       (calendar[~np.is_busday(calendar)], "days of the calendar are on a weekend")):  # fmt: skip
+        if len(days):
+            logger.warning("%d %s, first %s; correct the dates of bars and index_bars", len(days), what, days[0])
 
 
 def _size_on_disk(content: Content, data: Dict[str, Table]) -> int:
@@ -115,6 +151,9 @@ def _report(out: Path, metadata: dict, seconds: float) -> None:
     info("store %s: %d stocks, %d rows, %s..%s", out, counts["stocks"], counts["stock_rows"], *spans["stocks"])
     info("%d indices, %s..%s; fields %s", counts["indices"], *spans["index"], ", ".join(metadata["fields"]))
     info("suspended days %d (%d without a row)", counts["suspended_cells"], counts["cells_without_row"])
+    if not any(metadata["units_checked"].values()):
+        warning("units of volume, amount, turnover and prices could not be checked: too few rows with amount, turnover and float "
+                "shares, or factor changes; make sure of them (see the schema)")  # fmt: skip
     if "vwap_outside_low_high" in counts:
         outside, unknown = counts["vwap_outside_low_high"], counts["vwap_unknown_cells"]
         warning("vwap by amount: outside [low, high] beyond rounding on %d stock-days (kept), unknown on %d", outside, unknown)

@@ -138,7 +138,10 @@ def test_kept_tables_grow(tables, tmp_path):
     again = {**new, "bond_terms": terms.assign(conversion_price=[9.1 * (1 + 1e-15), 8.7, 8.2]), "etf_baskets": baskets}
     with pytest.raises(DataError, match="column weight, first .* date 2020-01-07, member SZ000001: 0.4 stored, 0.3"):
         append({**again, "etf_baskets": baskets.assign(weight=[0.6, 0.3, 0.7, 0.3])}, store)
+    first = fingerprint(store)
     append(again, store)
+    assert fingerprint(store) == fingerprint(ingest(tables, tmp_path / "whole", index_names=NAMES))
+    assert fingerprint(store, DAYS[29]) == first
     for name in ("bond_terms", "etf_baskets"):
         kept = read_table(store, name)
         pd.testing.assert_frame_equal(kept, tables[name][kept.columns].astype(kept.dtypes), check_exact=True)
@@ -232,7 +235,8 @@ def test_days_the_store_has(refuses, tables, grown):
 def test_days_that_one_table_lacks(refuses, grown, lacks, has, at):
     _, new = grown
     new[lacks] = new[lacks][~new[lacks]["date"].isin(DAYS[at : at + 2])]
-    refuses(f"table {lacks} lacks {len(DAYS[at : at + 2])} days that table {has} has, first {DAYS[at]:%Y-%m-%d}; give the same days in both")
+    count = len(DAYS[at : at + 2])
+    refuses(f"table {lacks} lacks {count} days that table {has} has, first {DAYS[at]:%Y-%m-%d}; give the same days in both")
 
 
 @pytest.mark.parametrize("at", [30, 37])

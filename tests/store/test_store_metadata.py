@@ -11,6 +11,7 @@ import pytest
 from qlib_ext.errors import ConfigError, DataError
 from qlib_ext.store import check_files, check_store, fingerprint, read_metadata, read_table
 from qlib_ext.store.append import append
+from qlib_ext.store.ingest import ingest
 from qlib_ext.store.metadata import combine, digest
 from qlib_ext.store.schema import TABLES
 
@@ -72,6 +73,18 @@ def test_the_fingerprint_is_the_hash_of_all_files(small_store):
     assert metadata["history"] == [{"end": "2020-03-04", "fingerprint": fingerprint(small_store)}]
     assert metadata["units_checked"] and metadata["index_sizes"] == {"csi300": 300, "csi500": 500}
     check_files(small_store)
+
+
+def test_kept_tables_enter_the_fingerprint(tables, small_store, tmp_path):
+    """Also in any order of rows and whoever wrote their file."""
+    terms = pd.DataFrame({"instrument": "SH110059", "date": pd.to_datetime(["2020-01-07", "2020-02-10"]), "stock": "SH600000",
+                          "conversion_price": [9.1, 8.7]})  # fmt: skip
+    found = set()
+    for number, given in enumerate((terms, terms[::-1], terms[:1], terms.assign(conversion_price=[9.1, 8.8]))):
+        store = ingest({**tables, "bond_terms": given}, tmp_path / str(number), index_names=("csi300", "csi500"))
+        check_files(store)
+        found.add(fingerprint(store))
+    assert len(found) == 3 and fingerprint(small_store) not in found
 
 
 @pytest.mark.parametrize("name", ["features/sz000001/open.day.bin", "instruments/csi300.txt", "tables/bars.parquet"])
