@@ -181,7 +181,7 @@ def test_doctor_reads_it(small, lower, capsys):
     kinds = {warning["kind"] for warning in report["warnings"]}
     assert {"indices among stocks", "field absent", "index absent", "no members", "no weights"} <= kinds
     assert not {"jump", "prices", "spelling of codes", "calendar hole", "damaged files"} & kinds
-    assert main(["doctor", str(store), "--for", str(good), str(bad)]) == 1
+    assert main(["doctor", str(store), "--for", str(good), "--for", str(bad)]) == 1
     out = capsys.readouterr().out
     assert f"workflow {good}: can run" in out and f"workflow {bad}: cannot run, 1 faults" in out
     assert "no bars of ['SH000852']" in out
