@@ -4,8 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from store_market import make_tables, read_field
+from test_store_append import contents, split
 
 from qlib_ext.store import content, fields
+from qlib_ext.store.append import append
 from qlib_ext.store.ingest import ingest
 from qlib_ext.store.tables import read_tables
 
@@ -97,6 +99,29 @@ def test_the_future_changes_nothing_before_it(tmp_path):
         assert one[:CUT].equals(two[:CUT]) and not one[LATER:].equals(two[LATER:])
 
 
+@pytest.mark.parametrize("with_dividends", [True, False])
+def test_members_without_rows_change_no_weights_when_they_come_back(tmp_path, with_dividends):
+    """SH600000 has no row from the end of January on, when new shares count, nor on an ex-date after it; the store ends there."""
+    tables = make_tables()
+    del tables["index_weights"]
+    tables["float_shares_monthly"].loc[1, ["float_shares", "total_shares"]] = 2.5e6
+    bonus = pd.DataFrame({"instrument": ["SH600000"], "ex_date": pd.Timestamp("2020-02-04"), "cash": 0.0, "bonus": 0.3})
+    tables["dividends"] = pd.concat([tables["dividends"], bonus], ignore_index=True)
+    if not with_dividends:
+        del tables["dividends"]
+    gap = (tables["bars"]["instrument"] == "SH600000") & tables["bars"]["date"].between("2020-01-31", "2020-02-06")
+    tables["bars"] = tables["bars"][~gap].reset_index(drop=True)
+    old, new = split(tables, pd.Timestamp("2020-02-05"))
+    full, store = (ingest(one, tmp_path / name, index_names=("csi300",)) for name, one in (("full", tables), ("cut", old)))
+    whole, cut = contents(full), contents(store)
+    fields = [name for name in cut if name.endswith(".bin")]
+    assert fields and not [name for name in fields if not whole[name].startswith(cut[name])]
+    weight, one = (read_field(full, code, "csi300_weight") for code in ("SH600000", "SZ000001"))
+    assert weight["2020-02-03"] / one["2020-02-03"] > 1.9 * weight["2020-01-30"] / one["2020-01-30"]  # the new shares count
+    append(new, store)
+    assert contents(store) == whole
+
+
 def changed_table(function, place, change):
     """A planted leak: the function gets its table changed by `change(table)`."""
 
@@ -155,7 +180,7 @@ def later_closes(function):
 
 
 LEAKS = {
-    "float_shares": (fields, "shares", lambda f: changed_table(f, 0, early("month", 1)), "float_cap"),
+    "float_shares": (content, "share_fields", lambda f: changed_table(f, 0, early("month", 1)), "float_cap"),
     "industry": (fields, "industry", lambda f: changed_table(f, 0, early("start")), "industry"),
     "weights": (content, "index_weights", lambda f: changed_table(f, 2, early("date", 1)), "csi300_weight"),
     "membership": (content, "membership_spans", lambda f: changed_table(f, 0, early("start")), "csi300_weight"),
@@ -163,6 +188,7 @@ LEAKS = {
     "announcement day": (content, "fundamental_fields", lambda f: changed_table(f, 0, early("announcement", 1)), "equity"),
     "period end": (content, "fundamental_fields", lambda f: changed_table(f, 0, by_period_end), "net_profit_ttm"),
     "restated at once": (content, "fundamental_fields", lambda f: changed_table(f, 0, restated_at_once), "equity"),
+    "shares of an ex-date": (content, "share_fields", lambda f: changed_table(f, 3, early("ex_date", 1)), "float_shares"),
     "ex-date": (fields, "dividends", lambda f: changed_table(f, 0, early("ex_date", 1)), "cash_dividend"),
     "limits of the close after": (content, "limit_fields", later_closes, "limit_up"),
     "returns of the day after": (content, "index_level", lambda f: shifted(f, 2, 1), "CSI300TR"),
