@@ -8,8 +8,15 @@ other commands: python -m qlib_ext.store, python -m qlib_ext.demo, python -m qli
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Hand the arguments to a command; returns its exit status."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    """Hand the arguments to a command; returns its exit status, 130 when it is interrupted."""
+    try:
+        return _command(sys.argv[1:] if arguments is None else arguments)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _command(arguments: list[str]) -> int:
     if not arguments or arguments[0] in ("-h", "--help"):
         print(USAGE)
         return 0
@@ -20,11 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     else:
         print(f"unknown command {arguments[0]!r}\n{USAGE}", file=sys.stderr)
         return 2
-    try:
-        return command(arguments[1:])
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130
+    return command(arguments[1:])
 
 
 if __name__ == "__main__":

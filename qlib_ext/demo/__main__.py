@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"store {options.out} cannot be written ({error}): give another --out", file=sys.stderr)
+        print(f"store {options.out} cannot be written ({error.strerror or error}): give another --out", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("interrupted; no demo store was finished", file=sys.stderr)
