@@ -105,11 +105,13 @@ def split_market(day: int, resumes: int) -> dict:
             "dividends": paid}  # fmt: skip
 
 
-@pytest.mark.parametrize("day, resumes", [(10, 10), (10, 13), (20, 23)])
+@pytest.mark.parametrize("day, resumes", [(10, 10), (10, 13), (20, 23), (22, 22)])
 def test_a_split_leaves_caps_and_weights(tmp_path, day, resumes):
-    """A split inside January, traded at once or suspended, and one whose suspension lies across the value of 01-31, which
-    counts the new shares already: the cap is 20 CNY x 1,000,000 on every day, the weight a half."""
+    """A split inside January, traded at once or suspended; one whose suspension lies across the value of 01-31, which counts the
+    new shares already; one on the day after that value. The cap is 20 CNY x 1,000,000 on every day, the weight a half."""
     tables = split_market(day, resumes)
+    if day == 22:
+        tables["float_shares_monthly"].loc[1, "float_shares"] = 1e6
     days = rows_of("SH600000").index
     with_dividends = ingest(tables, tmp_path / "one", index_names=("csi300",))
     del tables["dividends"]
@@ -122,7 +124,7 @@ def test_a_split_leaves_caps_and_weights(tmp_path, day, resumes):
     grown = read_field(with_dividends, "SH600000", "float_shares")
     same(grown, pd.Series(np.where(grown.index < days[day], 1e6, 2e6), grown.index))
     published = read_field(without, "SH600000", "float_shares")
-    assert (published[:"2020-01-31"] == 1e6).all() and published.iloc[-1] == (1e6 if day == 20 else 2e6)
+    assert (published[:"2020-01-31"] == 1e6).all() and published.iloc[-1] == (1e6 if day >= 20 else 2e6)
 
 
 def test_dividends_lie_on_their_ex_dates(tables, tmp_path):
