@@ -3,7 +3,8 @@
 Amount / volume is a price, and it must be the row's own: amount / volume / close is 1 but for the day's movement. A power of
 ten instead is a unit; 1 / factor is an adjusted price. Where no amount is known, volume / float shares must be the turnover. At a
 factor change, unadjusted prices jump against the factor and adjusted ones do not. Single rows may be wrong in any source, so a
-fault needs more than half of the rows of an instrument's year.
+fault needs more than half of the rows of an instrument's year; or, for a few days given to append or wrong in the middle of a
+table, of a day's rows over all instruments.
 """
 
 from typing import List, NamedTuple, Optional, Tuple
@@ -12,7 +13,7 @@ import numpy as np
 
 from qlib_ext.store.tables import Table
 
-MIN_ROWS = 10  # of an instrument's year
+MIN_ROWS = 10  # of an instrument's year, or of a day
 NEAR_AMOUNT, NEAR_TURNOVER = np.log10(1.05), np.log10(1.5)  # how near a ratio must be to what it is taken for
 FACTOR_APART = np.log10(1.15)  # factors nearer to 1 tell nothing
 FACTOR_CHANGE = 0.02  # changes of the factor that count
@@ -34,22 +35,31 @@ _BY_TURNOVER = {
     4: ("float shares in ten thousand", "float_shares_monthly: scale: {float_shares: 10000}"),
     -4: ("volume in ten thousand shares", "scale: {volume: 10000}"),
 }
+_BY_TURNOVER_ALONE = {  # where the amount says that volume is right
+    -2: ("turnover in 0.01 percent", "scale: {turnover: 0.01}"),
+    2: _BY_TURNOVER[2],
+    4: _BY_TURNOVER[4],
+}
 
 
 class _Rows(NamedTuple):
-    """Traded rows in the order of instrument and day; `group` numbers the instrument's years."""
+    """Traded rows in the order of instrument and day; `group` numbers the instruments' years, or the days."""
 
     table: Table
     group: np.ndarray
     first: np.ndarray  # first row of each group
+    by_day: bool = False
 
     def count(self, groups: np.ndarray) -> int:
         """How many instruments the groups of a mask belong to."""
         return len(np.unique(self.table.code[self.first[groups]]))
 
     def named(self, groups: np.ndarray) -> str:
-        """The same in words, with the first instrument and year."""
+        """The same in words, with the first instrument and year; or the days."""
         row = self.first[np.argmax(groups)]
+        if self.by_day:
+            day = self.table.dates["date"][row]
+            return f"most instruments on {groups.sum()} of {len(groups)} days, first {day} ({self.table.instrument(row)})"
         year, total = self.table.dates["date"][row].astype("datetime64[Y]"), len(np.unique(self.table.code))
         return f"{self.count(groups)} of {total} instruments, first {self.table.instrument(row)} in {year}"
 
@@ -66,12 +76,21 @@ def check_units(bars: Table, float_shares: Optional[Table] = None) -> Tuple[List
     rows = _rows(bars)
     if rows is None:
         return [], {"amount": 0, "turnover": 0, "factor_changes": 0}
-    ratio, log_factor = _amount_ratio(rows), np.log10(rows.table.numbers["factor"])
+    amount_ratio, turnover_ratio = _amount_ratio(rows), _turnover_ratio(rows, float_shares)
+    faults, checked = _judge(rows, amount_ratio, turnover_ratio)
+    return faults or _judge(_days(rows), amount_ratio, turnover_ratio)[0], checked
+
+
+def _judge(rows: _Rows, ratio: np.ndarray, turnover_ratio: np.ndarray) -> Tuple[List[str], dict]:
+    """Faults of the groups of `rows` and how many instruments were judged; ratios [r] as log10."""
+    log_factor = np.log10(rows.table.numbers["factor"])
     known, apart = rows.share(np.isfinite(ratio)), np.abs(log_factor) > FACTOR_APART
-    adjusted = _majority(rows, apart & (np.abs(ratio + log_factor) < NEAR_AMOUNT), known)  # prices adjusted, volume as traded
-    shrunk = _majority(rows, apart & (np.abs(ratio - log_factor) < NEAR_AMOUNT), known)  # volume adjusted, prices as traded
+    told = rows.share(np.isfinite(ratio) & apart) if rows.by_day else known  # on one day many factors are 1 and tell nothing
+    adjusted = _majority(rows, apart & (np.abs(ratio + log_factor) < NEAR_AMOUNT), told)  # prices adjusted, volume as traded
+    shrunk = _majority(rows, apart & (np.abs(ratio - log_factor) < NEAR_AMOUNT), told)  # volume adjusted, prices as traded
     power = _power(ratio, NEAR_AMOUNT)
     unit = _majority(rows, power != 0, known)
+    suspect = unit | shrunk  # by the amount: what turnover shows there is the same fault
     either = unit & (adjusted | shrunk)  # the factor is near a power of ten: they are what the others are
     for mask in (adjusted, shrunk) if 2 * either.sum() <= unit.sum() else (unit,):
         mask &= ~either
@@ -79,13 +98,14 @@ def check_units(bars: Table, float_shares: Optional[Table] = None) -> Tuple[List
     if shrunk.any():
         faults.append(f"table bars: amount / volume / close is the factor instead of 1 for {rows.named(shrunk)}: volume looks "
                       "adjusted (divided by the factor) and prices do not; give the shares traded")  # fmt: skip
-    telling = (known >= MIN_ROWS) & (rows.share(apart) > 0)
-    by_change, judged = _adjusted_at_changes(rows)
+    telling = (told >= MIN_ROWS) & (rows.share(apart) > 0)
+    none = np.zeros(len(rows.table.codes), dtype=bool)
+    by_change, judged = (none, none) if rows.by_day else _adjusted_at_changes(rows)
     faults += _price_faults(rows, adjusted, telling, by_change, judged)
-    ratio = _turnover_ratio(rows, float_shares, known < MIN_ROWS)
-    power, counted = _power(ratio, NEAR_TURNOVER), rows.share(np.isfinite(ratio))
-    unit = _majority(rows, power != 0, counted)
-    faults += _unit_faults(rows, power, unit, counted, _BY_TURNOVER, "100 x volume / float_shares / turnover")
+    power, counted = _power(turnover_ratio, NEAR_TURNOVER), rows.share(np.isfinite(turnover_ratio))
+    unit = _majority(rows, power != 0, counted) & ~suspect
+    for these, causes in ((known < MIN_ROWS, _BY_TURNOVER), (known >= MIN_ROWS, _BY_TURNOVER_ALONE)):
+        faults += _unit_faults(rows, power, unit & these, counted, causes, "100 x volume / float_shares / turnover")
     return faults, {"amount": rows.count(known >= MIN_ROWS), "turnover": rows.count(counted >= MIN_ROWS),
                     "factor_changes": int(judged.sum())}  # fmt: skip
 
@@ -101,6 +121,16 @@ def _rows(bars: Table) -> Optional[_Rows]:
     year = table.dates["date"].astype("datetime64[Y]").astype(np.int64)
     starts = np.append(True, (table.code[1:] != table.code[:-1]) | (year[1:] != year[:-1]))
     return _Rows(table, np.cumsum(starts) - 1, np.flatnonzero(starts))
+
+
+def _days(rows: _Rows) -> _Rows:
+    """The same rows, grouped by day."""
+    day = rows.table.dates["date"].astype(np.int64)
+    day -= day.min()
+    group = (np.cumsum(np.bincount(day) > 0) - 1)[day]
+    first = np.empty(group.max() + 1, dtype=np.int64)
+    first[group[::-1]] = np.arange(len(group))[::-1]
+    return _Rows(rows.table, group, first, by_day=True)
 
 
 def _amount_ratio(rows: _Rows) -> np.ndarray:
@@ -166,12 +196,12 @@ def _adjusted_at_changes(rows: _Rows) -> Tuple[np.ndarray, np.ndarray]:
     return adjusted & ((votes > 1) | alike), judged
 
 
-def _turnover_ratio(rows: _Rows, float_shares: Optional[Table], groups: np.ndarray) -> np.ndarray:
-    """log10 of 100 x volume / float shares / turnover on the rows of some groups; NaN where one of them is unknown."""
+def _turnover_ratio(rows: _Rows, float_shares: Optional[Table]) -> np.ndarray:
+    """log10 of 100 x volume / float shares / turnover; NaN where one of them is unknown."""
     table, ratio = rows.table, np.full(len(rows.table), np.nan)
     if float_shares is None or "turnover" not in table.numbers:
         return ratio
-    wanted = np.flatnonzero(groups[rows.group] & (table.numbers["turnover"] > 0))
+    wanted = np.flatnonzero(table.numbers["turnover"] > 0)
     shares = float_shares.take(np.flatnonzero(float_shares.with_codes(table.codes) >= 0))
     key = lambda code, days: code * 10**7 + days.astype(np.int64)  # noqa: E731
     keys = key(shares.with_codes(table.codes), shares.dates["month"])

@@ -213,7 +213,48 @@ def test_a_stock_without_float_shares_is_not_judged_by_another_ones():
 def test_the_checks_of_all_tables_ask_for_the_units():
     tables = make_tables()
     judged = check_tables(read_tables(tables), "typical")
-    assert judged == {"amount": 4, "turnover": 0, "factor_changes": 0}
+    assert judged == {"amount": 4, "turnover": 4, "factor_changes": 0}
     tables["bars"]["volume"] = tables["bars"]["volume"] / 100
     with pytest.raises(DataError, match="near 100 instead of 1 for 4 of 4 instruments, first SH600000 in 2020: volume in lots"):
         check_tables(read_tables(tables), "typical")
+
+
+def last_days(bars, count=1):
+    """What a short append brings: the last days."""
+    days = np.sort(bars["date"].unique())[-count:]
+    return bars[bars["date"].isin(days)]
+
+
+@pytest.mark.parametrize("divide, repair", [({"volume": 100}, "{volume: 100}"), ({"amount": 1000}, "{amount: 1000}")])
+@pytest.mark.parametrize("count", [1, 4])
+def test_units_of_a_short_append(divide, repair, count):
+    short = last_days(make_market().dropna(), count)
+    assert faults(make_market()) == [] and faults(short.assign(amount=short["volume"] * short["close"])) == []
+    short = short.assign(amount=short["volume"] * short["close"])
+    wrong = short.assign(**{name: short[name] / by for name, by in divide.items()})
+    assert faults(wrong) and repair in faults(wrong)[0] and f"{count} of {count} days, first 20" in faults(wrong)[0]
+
+
+def test_one_wrong_day_of_a_long_table():
+    bars = make_market()
+    bars["amount"] = bars["volume"] * bars["close"]
+    day = np.sort(bars["date"].unique())[100]
+    wrong = bars.assign(volume=bars["volume"].where(bars["date"] != day, bars["volume"] / 100))
+    found = faults(wrong)
+    assert len(found) == 1 and f"first {str(day)[:10]}" in found[0] and "volume in lots of 100" in found[0], found
+
+
+def test_adjusted_prices_of_a_short_append():
+    short = last_days(make_market())
+    short = short.assign(amount=short["volume"] * short["close"])
+    wrong = short.assign(**{name: short[name] * short["factor"] for name in PRICES})
+    found = faults(wrong)
+    assert len(found) == 1 and "prices look adjusted already for most instruments on 1 of 1 days" in found[0], found
+
+
+@pytest.mark.parametrize("turnover, shares, words", [
+    (100, FLOAT, "scale: {turnover: 100}"), (1, FLOAT / 10000, "float_shares_monthly: scale: {float_shares: 10000}")])
+def test_turnover_is_judged_where_amounts_are_known_too(turnover, shares, words):
+    bars = make_market().assign(turnover=lambda frame: frame["turnover"] / turnover)
+    found = faults(bars, shares)
+    assert len(found) == 1 and words in found[0] and "12 of 12" in found[0], found
