@@ -109,19 +109,34 @@ def _folder(files: StoreFiles) -> Section:
     section.figures = {"format": about.get("format"), "generated": about.get("generated"), "kinds": files.kinds}
     if about.get("generated"):
         section.notes.append("the data are generated: results on them say nothing about a market")
+    _left_out(section, about)
     mixed = sorted(set(files.spans("all")["code"]) & set(files.indices)) if "all" in files.universes else []
     if mixed:
         section.warn("indices among stocks", f"instruments file all lists {len(mixed)} indices: {named(mixed)}; a handler on "
                      "`all` loads them as stocks")
     upper = [folder.name for folder in files.folders.values() if folder.name != folder.name.lower()]
     if upper:
-        section.warn("folders not lower case", f"{len(upper)} folders of features are not spelt in lower case: {named(upper)}; Qlib "
-                     "on Linux looks for lower case only and reads nothing from them")
+        section.warn("folders not lower case", f"{len(upper)} folders of features are not spelt in lower case: {named(upper)}; "
+                     "Qlib on Linux looks for lower case only and reads nothing from them")
     lower = {name for name in files.universes if files.text(name)[:2].islower()}
     if lower and lower != set(files.universes):
         section.warn("spelling of codes", f"instruments files {sorted(lower)} spell codes in lower case, "
                      f"{sorted(set(files.universes) - lower)} in upper case: to Qlib these are different stocks")
     return section
+
+
+def _left_out(section: Section, about: dict) -> None:
+    """What the ingest left out, by its counts."""
+    counts = about.get("counts", {})
+    ahead = counts.get("float_shares_look_ahead_rows_left_out")
+    if ahead:
+        section.warn("look-ahead rows", f"{ahead} of {about.get('tables', {}).get('float_shares_monthly', '?')} rows of table "
+                     "float_shares_monthly look ahead (method snapshot_bfill) and were left out: float_shares, float_cap and "
+                     "weights estimated from them are unknown or older there")
+    malformed = {table: count for table, count in (counts.get("malformed_codes_of_the_past") or {}).items() if count}
+    if malformed:
+        section.warn("malformed codes", "codes that are no codes, of the past, were left out: "
+                     + ", ".join(f"{count} in table {table}" for table, count in malformed.items()))
 
 
 def _try_workflow(path: Union[str, Path], store: Path) -> dict:

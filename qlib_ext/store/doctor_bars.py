@@ -8,13 +8,14 @@ import numpy as np
 from qlib_ext.market_rules import missing_trading_days, price_limits
 from qlib_ext.store.findings import Section, named, percent, year_span
 from qlib_ext.store.reading import StoreFiles
-from qlib_ext.store.schema import AMOUNT_TOLERANCE, FIELDS, INDEX_CODES, PRICE_TOLERANCE
+from qlib_ext.store.schema import AMOUNT_TOLERANCE, FIELDS, INDEX_CODES, PRICE_TOLERANCE, field as field_of
 
 DROP, COMPLETE = 0.20, 0.99
 LEAST_CELLS = 200
 JUMP_TOLERANCE = 0.01
 TICK = 0.01
 STALE_DAYS = 20
+YEAR = 244
 REPORT_DAYS = 270
 STALE_SHARE = 0.05
 ST_UNKNOWN = 0.10
@@ -57,7 +58,7 @@ def coverage(store: StoreFiles) -> Section:
 
 
 def _drops(section: Section, field: str, share: dict, total: dict, years: list) -> None:
-    """Warn of a board whose share falls by more than 20 points in a year, and of one that has no value at all."""
+    """Warn of a board whose share falls by more than 20 points, and of one that has no value at all."""
     enough = {key for key, cells in total.items() if cells >= LEAST_CELLS}
     dropped = {board: [year for before, year in zip(years, years[1:]) if {(board, before), (board, year)} <= enough
                        and one[before] - one[year] > DROP] for board, one in share.items()}
@@ -67,6 +68,8 @@ def _drops(section: Section, field: str, share: dict, total: dict, years: list) 
                              for year in fallen)
             section.warn("coverage drop", f"{field} thins out on board {board}: {what}; what is built on it changes its meaning "
                          "for this board there")
+        else:
+            _erosion(section, field, board, {year: share[board][year] for year in years if (board, year) in enough})
     asked = [board for board in share if any((board, year) in enough for year in years)]
     empty = [board for board in asked if not any(share[board][year] > 0 for year in years)]
     if empty and len(empty) < len(asked):
@@ -74,13 +77,28 @@ def _drops(section: Section, field: str, share: dict, total: dict, years: list) 
         section.warn("board without a field", f"{field} is absent on board {named(empty)} ({span}), other boards have it")
 
 
+def _erosion(section: Section, field: str, board: str, share: dict) -> None:
+    """Warn of a share that falls slowly: year by year less than 20 points, but more below the best year before."""
+    years = list(share)
+    best = {year: max(years[:k + 1], key=share.get) for k, year in enumerate(years)}
+    worst = max(years, key=lambda year: share[best[year]] - share[year], default=None)
+    if years and share[best[worst]] - share[worst] > DROP:
+        section.warn("coverage drop", f"{field} erodes on board {board}: {percent(share[best[worst]])} % in {best[worst]} to "
+                     f"{percent(share[worst])} % in {worst}; what is built on it changes its meaning for this board")
+
+
 def _absent(section: Section, store: StoreFiles) -> None:
     for field, consequence in CONSEQUENCES.items():
         if field not in store.fields:
             section.warn("field absent", f"no stock has ${field}: {consequence}")
     absent = [field for field in FIELDS if field not in store.fields and field not in CONSEQUENCES]
-    if absent:
-        section.notes.append(f"fields not in the store: {', '.join(absent)} (what stands in: python -m qlib_ext.store schema)")
+    groups = {}  # fields of one need and one stand-in are named together
+    for name in absent:
+        groups.setdefault((field_of(name).needed_by, field_of(name).stand_in.split(":")[0]), []).append(name)
+    if groups:
+        section.warn("field absent", f"{len(absent)} fields are not in the store: " + "; ".join(
+            f"{', '.join(names)} (for {needed}; {'nothing' if other == 'none' else other} stands in)"
+            for (needed, other), names in groups.items()))
 
 
 def calendar(store: StoreFiles) -> Section:
@@ -94,6 +112,9 @@ def calendar(store: StoreFiles) -> Section:
                        "missing": [str(day) for day in missing], "weekends": [str(day) for day in weekends],
                        "thin": [str(day) for day in store.days[thin]]}
     section.lines.append(f"{days[0]} to {days[-1]}, {len(days)} days; stocks from {store.days[0]}")
+    if store.first > YEAR:
+        section.warn("no history", f"the calendar starts {days[0]}, stock bars {store.days[0]}: before, there is no history of "
+                     f"stocks for windows or training ({store.first} days)")
     if len(missing):
         section.warn("calendar hole", f"{len(missing)} weekdays are missing that no known holiday explains: {named(missing)}")
     if len(weekends):
@@ -186,8 +207,15 @@ def prices(store: StoreFiles) -> Section:
             section.figures["vwap_outside"] = int(wrong.sum())
             _warn_cells(section, "vwap", store, wrong, "vwaps lie outside [low, high]")
         _stale(section, store, high == low)
+        found = section.figures
+        section.lines.append(f"{found['contradictions']} contradictions, {found.get('vwap_outside', 0)} vwaps outside the range, "
+                             f"{len(found['stale'])} runs of stale prices")
+    else:
+        section.lines.append("the store lacks open, high or low: prices are not compared")
     if {"amount", "volume"} <= have:
         _units(section, store)
+    else:
+        section.lines.append("the store lacks amount or volume: units are unknown")
     return section
 
 

@@ -12,6 +12,9 @@ from qlib_ext.store.schema import INDEX_CODES, INDEX_SIZES
 SHORT, COMPLETE = 0.95, 0.995
 INDUSTRIES = (28, 31)
 ENDED_DAYS = np.timedelta64(60, "D")
+SLICE = 0.2
+DRIFT_DAYS = np.timedelta64(60, "D")
+ESTIMATED = 0.01
 USUAL_RATE, TOO_FEW = 0.005, 0.4
 RULE_SINCE = np.datetime64("2014-01-01")  # before, CSI's lists changed on the first trading day of January and July
 WINDOW = (-25, 40)
@@ -67,7 +70,8 @@ def _count_members(section: Section, store: StoreFiles, name: str, count: np.nda
     lacking = {year: size - value for year, value in mean.items() if value < COMPLETE * size}
     if lacking:
         section.warn("members lack", f"{name} lacks on average " + ", ".join(f"{gone:.0f} members in {year}" for year, gone in
-                     lacking.items()) + ": usually names that were delisted since, so that results are flattered")
+                     lacking.items()) + (": the list is incomplete, or the store a slice of the market" if max(lacking.values())
+                     > SLICE * size else ": usually names that were delisted since, so that results are flattered"))
     if count.max() > size:
         most = int(count.argmax())
         section.warn("too many members", f"{name} has more than {size} members on {int((count > size).sum())} days, most on "
@@ -109,6 +113,8 @@ def rebalances(store: StoreFiles) -> Section:
                          "June and December")
         if unchanged:
             section.warn("no change of members", f"{name} has no new members around {named(unchanged)}: a list is missing")
+    if not rows:
+        section.lines.append(f"none of {', '.join(INDEX_CODES)} is in the store")
     section.table(["index", "due", "not on the day", "no change", "trading days late"], rows)
     return section
 
@@ -136,25 +142,23 @@ def weights(store: StoreFiles) -> Section:
         rows.append([name, int(wrong.sum()), int(without.sum()), *(percent(sources[key]) if about else "?" for key in sources),
                      *("-" if value is None else f"{100 * value:+.2f}" for value in (gap, error))])
         _warn_weights(section, store, name, total, wrong, without)
+        _estimated(section, store, name, about, sources)
         if np.isfinite(weight[~member]).any():
             count = int(np.isfinite(weight[~member]).sum())
             section.warn("weights of non-members", f"{name} has weights on {count} stock-days of non-members")
-    if rows:
-        section.table(["index", "days sum is not 1", "days without", "% official", "% float cap", "% cap unknown",
-                       "members - bars, % a year", "tracking error"], rows)
-    for name, about in store.metadata.get("weights", {}).items():
-        found = about.get("derived_vs_official") or {}
-        if found.get("dates"):
-            section.lines.append(f"{name}: weights by float cap alone differ from the official ones by "
-                                 f"{100 * found['half_sum_mean']:.0f} % of the index ({found['dates']} dates)")
+    section.table(["index", "sum not 1", "no weights", "% official", "% float cap", "% cap unknown", "% a year", "tracking"],
+                  rows)
+    section.lines.append("days whose sum is not 1 or without weights; member-days by source; members' return minus that of the "
+                         "index bars: % a year, deviation of it" if rows else "the store has no weights")
     for code, about in store.metadata.get("indices", {}).items():
         section.figures[code] = about
         if "against" in about:
             yearly, daily = 100 * about["annual_difference"], 100 * about["tracking_difference"]
             section.lines.append(f"{code}, made of the members, against {about['against']}: {yearly:+.2f} % a year, daily "
                                  f"differences of {daily:.3f} %")
-    section.notes.append("index bars are price indices as a rule, adjusted stock prices carry dividends: an excess return over "
-                         "them is flattered by the dividends, one to two points a year (column `members - bars`)")
+    if rows:
+        section.notes.append("index bars are price indices as a rule, adjusted stock prices carry dividends: an excess return "
+                             "over them is flattered by the dividends, one to two points a year (column `% a year`)")
     return section
 
 
@@ -166,6 +170,29 @@ def _warn_weights(section: Section, store: StoreFiles, name: str, total, wrong, 
     if without.any():
         days = store.days[without]
         section.warn("days without weights", f"{name}: {len(days)} days with members have no weight: {named(days)}")
+
+
+def _estimated(section: Section, store: StoreFiles, name: str, about: dict, sources: dict) -> None:
+    """Weights that are not official, by the metadata: when, from what, how far such estimates are from official ones."""
+    spans = [f"{span['source'].replace('_', ' ')} {span['start']} to {span['end']}" for span in about.get("spans", ())
+             if span["source"] in ("float_cap", "equal")]
+    last, said = about.get("official_last"), []
+    if about and sources["official"] < 1 - ESTIMATED:
+        said.append(f"are estimated on {percent(1 - sources['official'])} % of the member-days (days without any official one: "
+                    f"{', '.join(spans) or 'none'})")
+        if sources["float_cap_unknown"]:
+            said.append(f"{percent(sources['float_cap_unknown'])} % have no known float cap: the median of the day's members "
+                        "stands in, equal weights where no member has one")
+        for other, found in ((other, one.get("derived_vs_official") or {}) for other, one in store.metadata["weights"].items()):
+            if found.get("dates"):
+                said.append(f"estimates by float cap differ from the official weights of {other} by "
+                            f"{100 * found['half_sum_mean']:.0f} % of the index ({found['dates']} dates)")
+    if last and store.days[-1] - np.datetime64(last) > DRIFT_DAYS:
+        said.append(f"drift with prices from {last}, the last official date, to {store.days[-1]}")
+    if said and store.metadata.get("generated"):
+        section.notes.append(f"{name}: weights {'; '.join(said)}")
+    elif said:
+        section.warn("weights estimated", f"{name}: weights {'; '.join(said)}")
 
 
 def _against_bars(store: StoreFiles, name: str, codes: list, weight: np.ndarray):

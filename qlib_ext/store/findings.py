@@ -20,7 +20,7 @@ ADVICE = {
     "membership dates": "correct the spans of table membership by the published changes, never by results",
     "no change of members": "supply the missing list",
     "no weights": "ingest table index_weights, or float_shares_monthly to estimate them",
-    "weights estimated": "supply official weights (table index_weights), or take benchmarks and portfolios by these as approximate",
+    "weights estimated": "supply official weights (table index_weights), or take what is built on these as approximate",
     "weights do not sum to 1": "correct the weights of these days",
     "days without weights": "supply weights, or leave these days out",
     "weights of non-members": "make weights and membership of one source",

@@ -46,6 +46,17 @@ def make_membership() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["instrument", "index", "start", "end"])
 
 
+def make_weights(membership: pd.DataFrame) -> pd.DataFrame:
+    """Official weights, equal: of the day before the first one, then monthly, and before every change those of the new list."""
+    before = [DAYS[0] - pd.Timedelta(1, "D"), *DAYS[20::20][:-1], *(DAYS[DAYS.get_indexer(CHANGES) - 1])]
+    rows = []
+    for date in sorted(set(before)):
+        following = DAYS[DAYS > date][0]
+        for name, members in membership[(membership["start"] <= following) & (membership["end"] >= following)].groupby("index"):
+            rows += [(code, name, date, 1 / len(members)) for code in members["instrument"]]
+    return pd.DataFrame(rows, columns=["instrument", "index", "date", "weight"])
+
+
 def make_reports() -> pd.DataFrame:
     quarters = pd.date_range(FIRST_QUARTER, "2020-09-30", freq="QE")
     frame = pd.MultiIndex.from_product([CODES, quarters], names=["instrument", "period_end"]).to_frame(index=False)
@@ -67,8 +78,10 @@ def make_tables() -> dict:
                            "method": "turnover"})
     split = pd.DataFrame({"month": [DAYS[199]], "instrument": [SPLIT], "float_shares": [2e7], "total_shares": [4e7],
                           "method": ["turnover"]})
+    membership = make_membership()
     return {
-        "bars": make_bars(generator), "index_bars": pd.concat(index_bars, ignore_index=True), "membership": make_membership(),
+        "bars": make_bars(generator), "index_bars": pd.concat(index_bars, ignore_index=True), "membership": membership,
+        "index_weights": make_weights(membership),
         "industry": pd.DataFrame({"instrument": CODES, "start": pd.Timestamp("2010-01-01"), "end": pd.Timestamp("2099-12-31"),
                                   "l1_code": [str(10 + k % 31) for k in range(len(CODES))]}),
         "float_shares_monthly": pd.concat([shares, split], ignore_index=True), "fundamentals": make_reports(),
@@ -78,3 +91,26 @@ def make_tables() -> dict:
                                                                 for c in CODES],
             "delist_date": [DAYS[ENDS[c]] if c in ENDS else pd.NaT for c in CODES]}),
     }
+
+
+def day(text: str) -> int:
+    return int(DAYS.searchsorted(pd.Timestamp(text)))
+
+
+def edit(store, code: str, fields, change) -> None:
+    """Change the values of a code's files; `change` gets them over the whole calendar, NaN where the file has none."""
+    for field in [fields] if isinstance(fields, str) else fields:
+        file = store / "features" / code.lower() / f"{field}.day.bin"
+        raw = np.fromfile(file, dtype="<f4")
+        values = np.full(len(DAYS), np.nan, dtype="f4")
+        values[int(raw[0]):int(raw[0]) + len(raw) - 1] = raw[1:]
+        changed = change(values.copy())
+        np.r_[raw[0], changed[int(raw[0]):int(raw[0]) + len(raw) - 1]].astype("<f4").tofile(file)
+
+
+def put(at, value):
+    """A change that sets (or with a function changes) what lies at `at`."""
+    def change(values):
+        values[at] = value(values[at]) if callable(value) else value
+        return values
+    return change

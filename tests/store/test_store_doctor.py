@@ -1,16 +1,21 @@
 """The doctor: silent on a healthy store, names every planted fault, and its figures are those of the tables."""
 
 import json
+import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from healthy_market import CHANGES, CODES, DAYS, ENDS, INDICES, SIZES, SPLIT, make_tables
+from foreign import short_workflow, write_foreign_store
+from healthy_market import CHANGES, CODES, DAYS, ENDS, INDICES, SIZES, SPLIT, day, edit, make_tables, put
 
 from qlib_ext.demo.build import build_demo
 from qlib_ext.errors import DataError
-from qlib_ext.store.doctor import examine
+from qlib_ext.store import doctor, doctor_bars, doctor_members
+from qlib_ext.store.doctor import Report, examine
+from qlib_ext.store.findings import ADVICE, Section, percent
 from qlib_ext.store.ingest import ingest
 from qlib_ext.store.reading import StoreFiles
 
@@ -32,29 +37,6 @@ def healthy(tables, tmp_path_factory):
 @pytest.fixture(scope="module")
 def report(healthy):
     return examine(healthy)
-
-
-def day(text: str) -> int:
-    return int(DAYS.searchsorted(pd.Timestamp(text)))
-
-
-def edit(store, code: str, fields, change) -> None:
-    """Change the values of a code's files; `change` gets them over the whole calendar, NaN where the file has none."""
-    for field in [fields] if isinstance(fields, str) else fields:
-        file = store / "features" / code.lower() / f"{field}.day.bin"
-        raw = np.fromfile(file, dtype="<f4")
-        values = np.full(len(DAYS), np.nan, dtype="f4")
-        values[int(raw[0]):int(raw[0]) + len(raw) - 1] = raw[1:]
-        changed = change(values.copy())
-        np.r_[raw[0], changed[int(raw[0]):int(raw[0]) + len(raw) - 1]].astype("<f4").tofile(file)
-
-
-def put(at, value):
-    """A change that sets (or with a function changes) what lies at `at`."""
-    def change(values):
-        values[at] = value(values[at]) if callable(value) else value
-        return values
-    return change
 
 
 def edit_members(store, name: str, change) -> None:
@@ -91,6 +73,7 @@ def plant_prices(store) -> None:
     edit(store, "SH600010", ("open", "high", "low", "close"), put(slice(day("2019-08-01"), None), lambda v: 1.5 * v))
     edit(store, "SH600011", "high", put(day("2019-05-06"), lambda v: 1.2 * v))
     edit(store, "SH600012", "low", put(day("2019-05-07"), lambda v: 1.1 * v))
+    edit(store, "SH600017", "low", put(day("2019-05-09"), 0))
     edit(store, "SH600013", "vwap", put(day("2019-05-08"), lambda v: 1.1 * v))
     flat = slice(day("2020-02-03"), day("2020-02-03") + 25)
     edit(store, "SH600014", ("open", "high", "low", "close"), put(flat, 20.0))
@@ -126,7 +109,7 @@ def plant_fields(store) -> None:
 
 
 @pytest.fixture(scope="module")
-def sick(healthy, tmp_path_factory):
+def sick_report(healthy, tmp_path_factory):
     """A copy with all faults at once."""
     store = tmp_path_factory.mktemp("sick") / "store"
     shutil.copytree(healthy, store)
@@ -137,7 +120,12 @@ def sick(healthy, tmp_path_factory):
         shutil.rmtree(store / "features" / code.lower())
     for file in (store / "features" / "sh600020").iterdir():
         file.write_bytes(file.read_bytes()[:4 * (1 + day("2020-03-02"))])
-    return {(one["kind"], one["text"]) for one in examine(store).warnings}
+    return examine(store)
+
+
+@pytest.fixture(scope="module")
+def sick(sick_report):
+    return {(one["kind"], one["text"]) for one in sick_report.warnings}
 
 
 def test_a_healthy_store_gives_no_warnings(report):
@@ -164,7 +152,8 @@ def test_a_healthy_store_gives_no_warnings(report):
     ("jump", "SH600010 2019-08-01 +"),
     ("outside limits", "SH600010 2019-08-01"),
     ("outside limits", "SH600011 2019-05-06"),
-    ("prices", "1 bars have open or close outside [low, high], or a price of 0 or less (2019, 1 stocks): SH600012 2019-05-07"),
+    ("prices", "2 bars have open or close outside [low, high], or a price of 0 or less (2019, 2 stocks): SH600012 2019-05-07"),
+    ("prices", "SH600017 2019-05-09"),
     ("vwap", "SH600013 2019-05-08"),
     ("stale prices", "1 runs of more than 20 traded days at one and the same price: SH600014 from 2020-02-04 (24 days)"),
     ("units", "amount / (volume x close) is 0.001, not about 1: amount in thousands"),
@@ -176,7 +165,7 @@ def test_a_healthy_store_gives_no_warnings(report):
     ("coverage drop", "amount thins out on board chinext: 100 % in 2019 to 0 % in 2020"),
     ("board without a field", "turnover is absent on board star (2018-2020), other boards have it"),
     ("field absent", "no stock has $change: Qlib's exchange would let every order pass the price limits"),
-    ("damaged files", "2 feature files are empty or do not fit the calendar, and were read as unknown: "),
+    ("damaged files", "2 feature files are empty, unreadable or do not fit the calendar, and were read as unknown: "),
     ("spelling of codes", "instruments files ['csi1000'] spell codes in lower case"),
 ])
 def test_every_planted_fault_is_named(sick, kind, text):
@@ -237,6 +226,69 @@ def test_arrays_are_the_files(healthy, tables):
 def test_json_is_plain(report):
     content = json.loads(report.json())
     assert content["warnings"] == [] and content["can_run"] is True and len(content["sections"]) == len(report.sections)
+
+
+def test_json_has_null_for_what_is_not_finite():
+    day = np.datetime64("2020-01-02")
+    figures = {"a": float("nan"), 2019: np.float32(np.inf), "b": [np.int64(3), (np.nan, None, True)], "c": day}
+    found = json.loads(Report("s", [Section("one", figures)]).json(), parse_constant=pytest.fail)
+    assert found["sections"][0]["figures"] == {"a": None, "2019": None, "b": [3, [None, None, True]], "c": "2020-01-02"}
+
+
+def test_one_workflow_that_cannot_run_is_enough():
+    fine, faulty = {"faults": [], "warnings": []}, {"faults": ["f"], "warnings": []}
+    assert Report("s", []).can_run and Report("s", [], {"a": fine}).can_run
+    assert not Report("s", [], {"a": fine, "b": faulty}).can_run
+
+
+@pytest.mark.parametrize("share, said", [(0.99999, "99"), (1.0, "100"), (1e-6, "1"), (0, "0"), (0.985, "98"), (np.nan, "-")])
+def test_percent_is_100_and_0_only_where_it_is_so(share, said):
+    assert percent(share) == said
+
+
+def test_text_is_100_wide_and_says_what_to_do(sick_report):
+    assert max(map(len, sick_report.text().splitlines())) <= 100
+    text = " ".join(sick_report.text().split())
+    for one in sick_report.warnings:
+        assert " ".join(f"WARNING {one['kind']}: {one['text']}".split()) in text and f"-> {one['advice']}" in text
+
+
+def test_every_kind_has_advice():
+    sources = "".join(Path(module.__file__).read_text() for module in (doctor, doctor_bars, doctor_members))
+    kinds = set(re.findall(r'(?:warn\(|_warn_cells\(section, )"([^"]+)"', sources))
+    assert len(kinds) > 30 and kinds == set(ADVICE)
+
+
+def test_damaged_and_upper_case_files_stop_a_workflow(tmp_path, monkeypatch):
+    """An empty file of a stock, a folder in the place of an index file, a folder in upper case."""
+    monkeypatch.setenv("QLIB_EXT_DEVICE", "cpu")
+    store, workflow = write_foreign_store(tmp_path / "store"), short_workflow("gru_csi300", tmp_path / "w.yaml")
+    assert examine(store, [workflow]).can_run
+    (store / "features" / "sh600005" / "close.day.bin").write_bytes(b"")
+    (store / "features" / "sh000300" / "open.day.bin").unlink()
+    (store / "features" / "sh000300" / "open.day.bin").mkdir()
+    found = examine(store, [workflow])
+    assert not found.can_run and examine(store).can_run
+    assert any("2 feature files are empty" in one and "sh600005/close" in one and "sh000300/open" in one
+               for one in found.workflows[str(workflow)]["faults"])
+    shutil.rmtree(store / "features" / "sh600005")
+    (store / "features" / "sh600007").rename(store / "features" / "SH600007")
+    found = examine(store, [workflow])
+    assert any(one.startswith("folders not lower case: 1 folders") and "SH600007" in one
+               for one in found.workflows[str(workflow)]["faults"])
+
+
+@pytest.mark.parametrize("line", ["SH600001,2019-01-01,2020-06-30", "SH600001 2019-01-01 2020-06-30", "SH600001\t2019-01-01",
+                                  "SH600001\t2019-01-01\tlater"])
+def test_a_malformed_line_of_an_instruments_file_is_named(tmp_path, line):
+    store = write_foreign_store(tmp_path / "store")
+    file = store / "instruments" / "csi300.txt"
+    file.write_text("\n" + file.read_text() + line + "\n")
+    with pytest.raises(DataError, match=r"instruments/csi300.txt, line 32 \(1 such lines\), is 'SH600001"):
+        examine(store)
+    file.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match="instruments/csi300.txt cannot be read"):
+        examine(store)
 
 
 def test_what_is_no_store_is_refused(tmp_path, healthy):

@@ -24,6 +24,14 @@ def report(real_data, tmp_path_factory):
     ("coverage drop", ["amount thins out on board star", "51 % in 2024"]),
     ("coverage drop", ["turnover thins out on board chinext: 98 % in 2019 to 62 % in 2020, 62 % in 2020 to 6 % in 2021"]),
     ("ST unknown", ["36 % in 2020, 89 % in 2021, 89 % in 2022, 89 % in 2023, 90 % in 2024"]),
+    ("coverage drop", ["float_cap erodes on board chinext: 98 % in 2019 to 76 % in 2024"]),
+    ("weights estimated", ["csi1000: weights are estimated on 100 %", "equal 2018-01-02 to 2018-01-31, float cap 2018-02-01 to",
+                           "differ from the official weights of csi300 by 22 % of the index (135 dates)"]),
+    ("weights estimated", ["csi300: weights drift with prices from 2024-10-08, the last official date"]),
+    ("no history", ["the calendar starts 2010-01-04, stock bars 2018-01-02"]),
+    ("look-ahead rows", ["5653 of 216583 rows"]),
+    ("malformed codes", ["1 in table membership"]),
+    ("field absent", ["fields are not in the store: total_shares (for total_cap; float_shares stands in)"]),
     ("stocks that stop", ["2 stocks stop early", "SH603056 (2020-", "SZ002231 (2020-"]),
 ])
 def test_a_known_defect_is_named(report, kind, texts):
