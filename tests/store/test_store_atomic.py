@@ -15,7 +15,6 @@ import time
 from collections import Counter
 from pathlib import Path
 
-import pandas as pd
 import pytest
 
 from qlib_ext.errors import ConfigError, DataError
@@ -352,26 +351,6 @@ def test_names_of_indices_are_checked_before_anything_is_read(tables, tmp_path, 
     with pytest.raises(ConfigError, match=match):
         ingest(tables, tmp_path / "place" / "store", index_names=names)
     assert not (tmp_path / "place").exists()
-
-
-def test_doubtful_days_and_units_that_nothing_could_check_are_named(tables, tmp_path, caplog):
-    for name in ("bars", "index_bars"):
-        frame = tables[name]
-        saturday = frame[frame["date"] == "2020-02-14"].assign(date=pd.Timestamp("2020-02-15"))
-        frame = frame[~frame["date"].isin(pd.to_datetime(["2020-02-18", "2020-02-20"]))]
-        tables[name] = pd.concat([frame, saturday]).sort_values(["instrument", "date"], ignore_index=True)
-    ingest(tables, tmp_path / "first")
-    assert "2 weekdays are missing in the calendar and no holiday explains them, first 2020-02-18; correct" in caplog.text
-    assert "1 days of the calendar are on a weekend, first 2020-02-15" in caplog.text and "units" not in caplog.text
-    tables["bars"] = tables["bars"].drop(columns=["amount", "turnover"]).assign(factor=1.0)
-    del tables["dividends"]
-    ingest(tables, tmp_path / "second")
-    assert "units of volume, amount, turnover and prices could not be checked" in caplog.text
-
-
-def test_a_sound_calendar_is_not_doubted(tables, tmp_path, caplog):
-    ingest(tables, tmp_path / "store")
-    assert "calendar" not in caplog.text and "units" not in caplog.text
 
 
 # ---- kills --------------------------------------------------------------------------------------------------------------------
