@@ -65,8 +65,8 @@ TABLES: Dict[str, TableSpec] = {
     "industry": TableSpec("one row per span of a level-1 industry, both days inclusive", ("start", "end"), texts=("l1_code",),
                           optional_texts=("l1_name",)),
     "float_shares_monthly": TableSpec(
-        "float shares (and total shares) counting from the first trading day after `month`; rows of method snapshot_bfill look "
-        "ahead and are left out", ("month",), ("float_shares",), optional_numbers=("total_shares",), optional_texts=("method",)),
+        "float shares (and total shares) at the close of `month`, counting from the first trading day after it; rows of method "
+        "snapshot_bfill look ahead and are left out", ("month",), ("float_shares",), optional_numbers=("total_shares",), optional_texts=("method",)),
     "fundamentals": TableSpec(
         "one row per report as published: period_end (a quarter's last day), announcement; CNY; flows (net_profit, sales, "
         "operating_cash_flow) are year to date, balances are those of period_end, eps is CNY per share year to date; a restated "
@@ -79,8 +79,9 @@ TABLES: Dict[str, TableSpec] = {
     "etf_baskets": TableSpec("one row per ETF (instrument), date and member: weight as a fraction, known after the close of the "
                              "date", ("date",), ("weight",), texts=("member",), kept=True),
     "bond_terms": TableSpec(
-        "one row per convertible bond and change of its terms, counting from `date` on: underlying stock, conversion price in CNY, "
-        "size outstanding in CNY, rating, last day", ("date",), ("conversion_price",), texts=("stock",), optional_dates=("maturity",),
+        "one row per convertible bond and change of its terms, counting from `date` on: underlying stock, conversion price in "
+        "CNY, size outstanding in CNY, rating, last day", ("date",), ("conversion_price",), texts=("stock",),
+        optional_dates=("maturity",),
         optional_numbers=("size",), optional_texts=("rating",), kept=True),
     "fund_holdings": TableSpec(
         "one row per fund, stock (instrument) and report: weight as a fraction of the fund's net value, known after the close of "
@@ -123,13 +124,14 @@ FIELDS: Dict[str, Field] = {
     "amount": Field("CNY", False, "value traded; NaN on suspended days and where unknown",
                     needed_by="market state, intraday checks", stand_in="volume (market state)"),
     "turnover": Field("percent", False, "volume in percent of the float, as in the table; NaN when suspended or unknown",
-                      needed_by="liquidity style", stand_in="volume x factor / float_shares"),
+                      needed_by="liquidity style", stand_in="100 x volume x factor / float_shares"),
     "factor": Field("1", False, "adjustment factor: adjusted price = price x factor; carried through suspensions",
                     needed_by="all"),
     "change": Field("fraction", True, "adjusted close / last traded adjusted close - 1; NaN on the first day and when suspended",
                     needed_by="Qlib's exchange"),
-    "limit_up": Field("CNY x factor", True, "highest price allowed on the day x factor, from the table, else by market_rules; NaN on "
-                      "days without a limit, on the first day and where no earlier close is known",
+    "limit_up": Field("CNY x factor", True, "highest price allowed on the day x factor: the table's column where it has one, "
+                      "else by market_rules (ETFs: 10 %, those of STAR shares 20 %, those of ChiNext shares need the column); "
+                      "NaN on days without a limit, on the first day and where no earlier close is known",
                       "the last close and the day's factor", "exchange, optimiser", "by market_rules; unknown ST counts as none"),
     "limit_down": Field("CNY x factor", True, "lowest price allowed on the day x factor, as limit_up",
                         "the last close and the day's factor", "exchange, optimiser",
@@ -138,12 +140,16 @@ FIELDS: Dict[str, Field] = {
                    needed_by="universes, price limits", stand_in="none: unknown is not 0"),
     "industry": Field("code", False, "level-1 industry in force (see industry_codes); NaN unknown", "the span's first day",
                       "risk model, portfolios"),
-    "float_shares": Field("shares", False, "floating shares; backfilled snapshots are left out; NaN before the first value",
+    "float_shares": Field("shares", False, "floating shares: the last value published x (1 + bonus) on each ex-date since its "
+                          "date (as published without table dividends); backfilled snapshots are left out; NaN before the first value",
                           _SHARES_RULE, "index weights, liquidity"),
-    "float_cap": Field("CNY", False, "unadjusted close of the last day traded x float_shares; NaN where unknown", _SHARES_RULE,
+    "float_cap": Field("CNY", False, "last float_shares published x unadjusted close of the last day traded x growth of a share "
+                       "from the value's date to that day: 1 + bonus of the ex-dates (without table dividends the ratio of "
+                       "factors, which also carries cash); NaN where unknown", _SHARES_RULE,
                        "index weights, size", "none"),
-    "total_shares": Field("shares", False, "total shares; NaN before the first value", _SHARES_RULE, "total_cap", "float_shares"),
-    "total_cap": Field("CNY", False, "unadjusted close of the last day traded x total_shares; NaN where unknown", _SHARES_RULE,
+    "total_shares": Field("shares", False, "total shares, grown on ex-dates as float_shares; NaN before the first value",
+                          _SHARES_RULE, "total_cap", "float_shares"),
+    "total_cap": Field("CNY", False, "as float_cap, with total_shares; NaN where unknown", _SHARES_RULE,
                        "size, value and leverage styles", "float_cap"),
     "cash_dividend": Field("CNY per share", False, "cash before tax on its ex-date, 0 on the stock's other days",
                            "the ex-date", "price versions of indices"),
@@ -177,7 +183,9 @@ def vwap_field(mode: str) -> Field:
 
 def weight_field(index_name: str) -> Field:
     """Description of the weight field of one index."""
-    return Field("fraction", False, f"weight in {index_name} after the close; members that have had bars sum to 1; NaN for non-members",
+    return Field("fraction", False, f"weight in {index_name} after the close, shares of 1 among the members that have had a bar "
+                 "(one whose bars have ended keeps its part, which is stored no more: such days sum to less); NaN for "
+                 "non-members",
                  "the first trading day after an official date, drifting with prices", "benchmarks, portfolios",
                  "float cap, else equal weights; the metadata say from when to when")  # fmt: skip
 
