@@ -66,7 +66,8 @@ TABLES: Dict[str, TableSpec] = {
                           optional_texts=("l1_name",)),
     "float_shares_monthly": TableSpec(
         "float shares (and total shares) at the close of `month`, counting from the first trading day after it; rows of method "
-        "snapshot_bfill look ahead and are left out", ("month",), ("float_shares",), optional_numbers=("total_shares",), optional_texts=("method",)),
+        "snapshot_bfill look ahead and are left out", ("month",), ("float_shares",), optional_numbers=("total_shares",),
+        optional_texts=("method",)),
     "fundamentals": TableSpec(
         "one row per report as published: period_end (a quarter's last day), announcement; CNY; flows (net_profit, sales, "
         "operating_cash_flow) are year to date, balances are those of period_end, eps is CNY per share year to date; a restated "
