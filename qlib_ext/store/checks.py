@@ -131,7 +131,7 @@ def _check_prices(table: Table, found: _Faults, traded: np.ndarray) -> None:
     numbers = table.numbers
     for name in PRICES:
         price = numbers[name]
-        advice = "correct the price, or give volume 0 if the day was suspended"
+        advice = "correct the price" + (", or give volume 0 if the day was suspended" if table.name == "bars" else "")
         found.add((traded & ~np.isfinite(price)) | np.isinf(price), f"a missing or infinite {name} though traded", advice)
         found.add((price < 0) | (traded & (price == 0)), f"a negative or zero {name}", advice)
     high, low = numbers["high"], numbers["low"]

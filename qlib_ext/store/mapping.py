@@ -14,6 +14,7 @@ A YAML file (or a dict of the same shape), one entry per table whose names or un
 
 import re
 from dataclasses import dataclass, field
+from datetime import date
 from numbers import Real
 from pathlib import Path
 from typing import Any, Dict, List, Mapping, Optional, Sequence, Union
@@ -31,6 +32,7 @@ CODE_COLUMNS = ("instrument", "member", "stock")
 UNITS = ("percent", "fraction")
 _KEYS = ("file", "columns", "scale", "code", "unit", "constants")
 _EXAMPLES = ("SH600000", "sh600000", "SH.600000", "sh.600000", "600000.SH", "600000.sh", "600000.XSHG")
+_OTHER_INDEX_CODES = {"SZ399300": "csi300", "SZ399905": "csi500"}  # the same indices as Shenzhen numbers them
 _CAPITALS = {"SH": "SH", "SZ": "SZ", "BJ": "BJ"}
 _SMALL = {"sh": "SH", "sz": "SZ", "bj": "BJ"}
 _MARKETS = {"XSHG": "SH", "XSHE": "SZ", "BJSE": "BJ"}
@@ -78,7 +80,7 @@ class Mapped:
         if self.code is not None and column in CODE_COLUMNS:
             return self.to_codes(values)
         if self.code is not None and column == "index":
-            return self.to_codes(values).replace({code: name for name, code in INDEX_CODES.items()})
+            return self.to_codes(values).replace({**{code: name for name, code in INDEX_CODES.items()}, **_OTHER_INDEX_CODES})
         return values
 
 
@@ -98,6 +100,8 @@ def read_mapping(columns: Union[str, Path, Mapping, None]) -> Dict[str, Mapped]:
     """
     if columns is None:
         return {}
+    if not isinstance(columns, (str, Path, Mapping)):
+        raise ConfigError(f"a column mapping is a YAML file or a mapping with one entry per table, not {columns!r}")
     given = columns if isinstance(columns, Mapping) else _load(Path(columns).expanduser())
     faults: List[str] = []
     for name, entry in given.items():
@@ -130,7 +134,7 @@ def _faults(name: str, entry: Mapping) -> List[str]:
     spec, faults = TABLES[name], []
     numbers = spec.numbers + spec.optional_numbers
     faults += [f"unknown key {key!r}{did_you_mean(key, _KEYS)}; known are {list(_KEYS)}" for key in entry if key not in _KEYS]
-    parts = {key: entry.get(key) or {} for key in ("columns", "scale", "constants")}
+    parts = {key: {} if entry.get(key) is None else entry[key] for key in ("columns", "scale", "constants")}
     for key, part in parts.items():
         if not isinstance(part, Mapping):
             return faults + [f"{key} must be a mapping by our column names, not {part!r}"]
@@ -138,6 +142,8 @@ def _faults(name: str, entry: Mapping) -> List[str]:
                    for column in part if column not in spec.columns]  # fmt: skip
     faults += [f"columns: {column} must be the vendor's name of a column, not {vendor!r}"
                for column, vendor in parts["columns"].items() if not isinstance(vendor, str)]  # fmt: skip
+    faults += [f"constants: {column} must be one text or number, not {value!r}"
+               for column, value in parts["constants"].items() if not isinstance(value, (str, Real, date))]  # fmt: skip
     twice = [column for column in parts["constants"] if column in parts["columns"]]
     faults += [f"{column} has a constant and a vendor's column; keep one" for column in twice]
     for column, scale in parts["scale"].items():

@@ -1,5 +1,6 @@
 """Reading the input tables: Parquet or CSV files of a folder, or DataFrames, into plain arrays."""
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable, Dict, List, Mapping, Optional, Sequence, Union
@@ -14,6 +15,7 @@ from qlib_ext.store.schema import TABLES
 
 TableSource = Union[str, Path, Mapping[str, pd.DataFrame]]
 _EXTENSIONS = (".parquet", ".csv")
+_DAY = r"^(\d{4})([-/]?)(\d{2})\2(\d{2})(?!\d)"  # the year first
 
 
 @dataclass
@@ -129,6 +131,9 @@ def _open(name: str, piece, mapped: Mapped, faults: List[str]) -> Optional[Calla
         return None
     wanted = {column: mapped.vendor(column) for column in spec.columns if column not in mapped.constants}
     faults += mapped.absent(available)
+    twice = sorted({str(column) for column in available if list(available).count(column) > 1})
+    if twice:
+        faults.append(f"table {name} has the columns {twice} more than once; keep one of each")
     missing = [column for column in spec.required_columns
                if column in wanted and column not in mapped.columns and column not in available]
     if missing:
@@ -189,11 +194,9 @@ def _to_table(name: str, frame: pd.DataFrame, mapped: Mapped) -> Table:
 
 
 def _to_texts(column: pd.Series) -> np.ndarray:
-    """Texts as str, None where missing; whole numbers without a decimal point. object [r]"""
-    if pd.api.types.is_float_dtype(column) and (column.dropna() % 1 == 0).all():
-        column = column.astype("Int64")
+    """Texts as str, None where missing; whole numbers without a decimal point ('48.0' is 48). object [r]"""
     place, values = pd.factorize(column)
-    return np.array([*map(str, values), None], dtype=object)[place]
+    return np.array([*(re.sub(r"^(\d+)\.0+$", r"\1", str(value)) for value in values), None], dtype=object)[place]
 
 
 def _factorize(column: pd.Series):
@@ -215,7 +218,8 @@ def _to_days(table: str, name: str, column: pd.Series, broken: List[str]) -> np.
     times = pd.Series(values)
     if not pd.api.types.is_datetime64_any_dtype(times):
         texts = pd.Series(_to_texts(times), dtype=str)
-        times = pd.to_datetime(texts, format="%Y%m%d" if texts.str.fullmatch(r"\d{8}").all() else None, errors="coerce")
+        clear = texts.where(texts.str.match(_DAY)).str.replace(_DAY, r"\1-\3-\4", regex=True)  # no guess: 03/04/2020 is two days
+        times = pd.to_datetime(clear, format="ISO8601", errors="coerce")
     times = times.dt.tz_localize(None).to_numpy()
     days = times.astype("datetime64[D]")
     with_time = int(np.append((times != days) & ~np.isnat(days), False)[place].sum())

@@ -106,3 +106,20 @@ def test_kinds_of_dates_and_texts():
     tables["instruments"]["delist_date"] = [None, None, None, None, "soon"]
     words = "table instruments: 1 rows hold no readable date in column delist_date; write it as YYYY-MM-DD"
     assert read_tables(tables)["instruments"].broken == [words]
+
+
+def test_numbers_as_texts_lose_the_point_whatever_their_type():
+    tables = all_tables()
+    tables["industry"]["l1_code"] = tables["industry"]["l1_code"] + ".0"
+    assert_all_same(read_tables(tables), read_tables(all_tables()))
+
+
+@pytest.mark.parametrize("form, readable", [("%Y-%m-%d", True), ("%Y/%m/%d", True), ("%Y%m%d", True), ("%Y-%m-%d 00:00:00", True),
+                                            ("%d/%m/%Y", False), ("%m/%d/%Y", False), ("%d-%m-%y", False)])  # fmt: skip
+def test_only_dates_with_the_year_first_are_read(form, readable):
+    tables = all_tables()
+    tables["dividends"]["ex_date"] = tables["dividends"]["ex_date"].dt.strftime(form)
+    found, expected = read_tables(tables)["dividends"], read_tables(all_tables())["dividends"]
+    assert np.isnat(found.dates["ex_date"]).all() != readable
+    if readable:
+        assert_same(found, expected)

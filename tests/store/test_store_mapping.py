@@ -111,6 +111,12 @@ def test_spellings_of_codes(example, spelt):
     assert found[:3].tolist() == ["SH600000", "SZ000001", "BJ430047"] and pd.isna(found[3]) and found[4] == "odd"
 
 
+def test_codes_of_indices():
+    codes = pd.Series(["000300.SH", "399300.SZ", "000905.SH", "399905.SZ", "000852.SH"])
+    found = Mapped("membership", code="600000.SH").to_texts("index", codes)
+    assert found.tolist() == ["csi300", "csi300", "csi500", "csi500", "csi1000"]
+
+
 def test_codes_that_are_not_spelled_like_the_example_are_refused():
     mapping = {"bars": {"code": "600000.SH"}}
     tables = make_tables()
@@ -149,6 +155,9 @@ def test_members_and_underlying_stocks_are_codes_too():
     ({"index_weights": {"constants": {"idx": "csi300"}}}, "constants: unknown column 'idx'"),
     ({"index_weights": {"constants": {"index": "csi300"}, "columns": {"index": "code"}}}, "a constant and a vendor's column"),
     ({"bars": {"file": 3}}, "file must be a file's name"),
+    ({"bars": {"columns": []}}, "columns must be a mapping by our column names"),
+    ({"index_weights": {"constants": {"index": ["csi300"]}}}, "constants: index must be one text or number, not ['csi300']"),
+    ([], "a column mapping is a YAML file or a mapping"),
     ("absent.yaml", "absent.yaml does not exist"),
 ])
 def test_wrong_mappings(mapping, words):

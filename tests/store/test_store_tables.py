@@ -281,3 +281,14 @@ def test_command_line(tables, tmp_path, capsys):
     assert main([*arguments, "--overwrite", "--vwap", "amount", "--indices", "csi300"]) == 0
     with pytest.raises(SystemExit):
         main([*arguments, "--vwap", "median"])
+
+
+def test_columns_given_twice(tables, tmp_path):
+    tables["bars"] = pd.concat([tables["bars"], tables["bars"][["close"]]], axis=1)
+    refuse(tables, tmp_path, "table bars has the columns ['close'] more than once; keep one of each")
+
+
+def test_index_bars_have_no_suspended_days(tables, tmp_path):
+    tables["index_bars"].loc[2, "close"] = np.nan
+    message = refuse(tables, tmp_path, "table index_bars: 1 row with a missing or infinite close")
+    assert "volume 0" not in message
