@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from qlib_ext.errors import DataError
+from qlib_ext.store.cross_checks import cross_faults
 from qlib_ext.store.schema import CODE_PATTERN, KINDS, PRICE_TOLERANCE, PRICES, TABLES
 from qlib_ext.store.tables import Table
 from qlib_ext.store.units import check_units
@@ -49,6 +50,8 @@ def check_tables(tables: Dict[str, Table], vwap: str) -> dict:
     if not any(fault.startswith(("table bars:", "table float_shares_monthly:")) for fault in faults):
         unit_faults, units_checked = check_units(tables["bars"], tables.get("float_shares_monthly"))
         faults += unit_faults
+    if not any(fault.startswith(("table bars:", "table instruments:", "table dividends:")) for fault in faults):
+        faults += cross_faults(tables)
     if faults:
         raise DataError("the tables cannot be ingested:\n  " + "\n  ".join(faults))
     return units_checked
