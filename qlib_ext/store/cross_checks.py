@@ -63,6 +63,6 @@ def _dividend_faults(bars: Table, dividends: Table) -> List[str]:
     if judged.sum() < MIN_EX_DATES or 2 * fits.sum() <= judged.sum():
         return []
     row = int(np.argmax(fits))
-    return [f"table dividends: on {int(fits.sum())} of {int(judged.sum())} ex-dates the factor jumps by a tenth of what cash and bonus "
-            f"say, first {dividends.instrument(row)} on {ex_date[row]}: they are given per 10 shares; give them per share (column "
-            "mapping: `dividends: {scale: {cash: 0.1, bonus: 0.1}}`)"]  # fmt: skip
+    return [f"table dividends: on {int(fits.sum())} of {int(judged.sum())} ex-dates the factor jumps by a tenth of what cash and "
+            f"bonus say, first {dividends.instrument(row)} on {ex_date[row]}: they are given per 10 shares; give them per share "
+            "(column mapping: `dividends: {scale: {cash: 0.1, bonus: 0.1}}`)"]  # fmt: skip
