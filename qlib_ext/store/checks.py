@@ -28,7 +28,8 @@ def check_tables(tables: Dict[str, Table], vwap: str) -> dict:
         traded row, high below low, open or close outside [low, high] by more than rounding, negative volume or amount,
         non-positive factor, spans that end before they start, members of an index twice on a day, weights whose sums are neither
         1 nor 100 or not in the declared unit, reports announced before their period ends, limit prices that do not hold the
-        close, volume in lots, amounts in thousands, prices that are adjusted already (see `qlib_ext.store.units`).
+        close, volume in lots, amounts in thousands, prices that are adjusted already (see `qlib_ext.store.units`), bars outside
+        the listing, dividends per 10 shares.
     """
     faults: List[str] = []
     first_bar = tables["bars"].dates["date"].min()

@@ -131,7 +131,15 @@ def weights(store: StoreFiles) -> Section:
         total, member = np.nansum(weight, axis=1 - 1), store.membership(name, codes)
         there = member.any(axis=0)
         without = there & ~np.isfinite(weight).any(axis=0)
-        wrong = there & ~without & (np.abs(total - 1) > WEIGHT_TOLERANCE)
+        last = store.bounds[np.searchsorted(store.codes, codes), 1][:, None]
+        ended = member & (np.arange(len(store.days)) > last)
+        short = there & ended.any(axis=0) & (total < 1 - WEIGHT_TOLERANCE)
+        if short.any():
+            gone = [code for code, some in zip(codes, ended.any(axis=1)) if some]
+            section.warn("weights of ended members", f"{name}: weights sum to less than 1 on {int(short.sum())} days, least "
+                         f"{total[short].min():.4f}, because bars of {len(gone)} members end before their membership: "
+                         f"{named(gone)}")
+        wrong = there & ~without & ~short & (np.abs(total - 1) > WEIGHT_TOLERANCE)
         about = store.metadata.get("weights", {}).get(name, {})
         cells = max(about.get("member_days", 0), 1)
         sources = {key: about.get(f"member_days_{key}", 0) / cells for key in ("official", "float_cap", "float_cap_unknown")}

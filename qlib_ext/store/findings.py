@@ -22,6 +22,7 @@ ADVICE = {
     "no weights": "ingest table index_weights, or float_shares_monthly to estimate them",
     "weights estimated": "supply official weights (table index_weights), or take what is built on these as approximate",
     "weights do not sum to 1": "correct the weights of these days",
+    "weights of ended members": "end the spans of table membership with the listing, or supply the later bars",
     "days without weights": "supply weights, or leave these days out",
     "weights of non-members": "make weights and membership of one source",
     "index absent": "supply its bars, or name other indices",

@@ -142,6 +142,7 @@ def test_a_healthy_store_gives_no_warnings(report):
     ("members without bars", "1 codes of csi1000 have no bars in the store: SH699999"),
     ("weights of non-members", "csi500 has weights on "),
     ("weights do not sum to 1", "csi500: on 1 days, worst 2019-09-02: "),
+    ("weights of ended members", "because bars of 1 members end before their membership: SH600020"),
     ("days without weights", "csi1000: 3 days with members have no weight: 2018-06-08, 2018-06-11, 2018-06-12"),
     ("index incomplete", "SH000905 has no close on 3 days of the stocks: 2018-06-29, 2018-07-13, 2018-07-27"),
     ("index without volume", "SH000852 has neither amount nor volume"),

@@ -28,6 +28,7 @@ def report(real_data, tmp_path_factory):
     ("weights estimated", ["csi1000: weights are estimated on 100 %", "equal 2018-01-02 to 2018-01-31, float cap 2018-02-01 to",
                            "differ from the official weights of csi300 by 22 % of the index (135 dates)"]),
     ("weights estimated", ["csi300: weights drift with prices from 2024-10-08, the last official date"]),
+    ("weights of ended members", ["csi500: weights sum to less than 1 on 1158 days, least 0.9992", "SH603056"]),
     ("no history", ["the calendar starts 2010-01-04, stock bars 2018-01-02"]),
     ("look-ahead rows", ["5653 of 216583 rows"]),
     ("malformed codes", ["1 in table membership"]),
