@@ -63,6 +63,7 @@ def append(tables: TableSource, store: Union[str, Path], columns: Union[str, Pat
         calendar = np.array((out / "calendars" / "day.txt").read_text().split(), dtype="datetime64[D]")
         _check_days(given, calendar)
         _check_market(stored["bars"], given["bars"], calendar[-1])
+        _check_indices(stored["index_bars"], given["index_bars"], calendar[-1])
         data = read_tables(_merge(stored, {name: table.frame() for name, table in given.items()}, calendar[-1]))
         del stored
         new = publish_store(out, data, settings, metadata["history"], AppendWriter, started)
@@ -114,6 +115,18 @@ def _check_market(stored: pd.DataFrame, given: Table, last: np.datetime64) -> No
             f"the tables cannot be appended: on {len(thin)} days fewer than half of the instruments trade that traded the day "
             f"before, first on {days[day + 1]}: {still[day]} of the {before[day]} of {days[day]}; suspended stocks may be left "
             "out, but not half the market: give all rows of the day")  # fmt: skip
+
+
+def _check_indices(stored: pd.DataFrame, given: Table, last: np.datetime64) -> None:
+    """Every index with a bar on the store's last day goes on: its bars could never be added later."""
+    days = np.unique(given.dates["date"])
+    rows = pd.crosstab(given.codes[given.code], given.dates["date"].astype("datetime64[s]"))
+    rows = rows.reindex(stored.loc[stored["date"] == pd.Timestamp(last), "instrument"].astype(str), fill_value=0)
+    lacks = rows[(rows == 0).any(axis=1)]
+    if len(lacks):
+        day = days[np.argmax(lacks.iloc[0].to_numpy() == 0)]
+        raise DataError(f"the tables cannot be appended: {len(lacks)} indices of the store lack bars on new days, first "
+                        f"{lacks.index[0]} on {day}; give them, or ingest all days again without the index")  # fmt: skip
 
 
 # ---- merging ------------------------------------------------------------------------------------------------------------------

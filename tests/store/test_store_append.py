@@ -337,6 +337,12 @@ def test_files_of_somebody_else(grown, place):
     assert (store / place).read_text() == "words"
 
 
+def test_an_index_that_is_left_out(refuses, grown):
+    _, new = grown
+    new["index_bars"] = new["index_bars"].query("instrument != 'SH000852' or date < @DAYS[33]")
+    refuses(f"1 indices of the store lack bars on new days, first SH000852 on {DAYS[33]:%Y-%m-%d}")
+
+
 def test_a_span_that_changes_the_past(refuses, grown, tables):
     _, new = grown
     spans = tables["membership"]
