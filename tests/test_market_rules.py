@@ -1,6 +1,5 @@
 """The exchanges' rules: limits and prices worked by hand, the days around every change, closures against the real calendar."""
 
-import os
 from decimal import ROUND_HALF_UP, Decimal
 from pathlib import Path
 
@@ -196,12 +195,8 @@ def test_every_rule_is_dated_in_order_and_has_a_source():
 
 # ---- closures -----------------------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
-def real_tables() -> Path:
-    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
-    folder = Path(os.environ.get("QLIB_EXT_REAL_DATA", beside)) / "ashare_daily"
-    if not (folder / "bars.parquet").is_file():
-        pytest.skip("the real tables are absent: set QLIB_EXT_REAL_DATA to the folder that holds ashare_daily")
-    return folder
+def real_tables(real_data) -> Path:
+    return real_data / "ashare_daily"
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from qlib.config import C
 from qlib.data import D
 
 from qlib_ext.errors import ConfigError, DataError
+from qlib_ext.store.reading import parse_spans
 
 
 def list_universes() -> List[str]:
@@ -30,13 +31,9 @@ def read_spans(file: Path) -> pd.DataFrame:
     Raises:
         DataError: a line is not code, first day and last day with tabs between; the message names file and line.
     """
-    lines = [(number, line) for number, line in enumerate(file.read_text().splitlines(), 1) if line.strip()]
-    table = pd.DataFrame([f"{line}\t\t".split("\t")[:3] for _, line in lines], columns=["code", "start", "end"], dtype=str)
-    for column in ("start", "end"):
-        table[column] = pd.to_datetime(table[column], format="mixed", errors="coerce")
-    bad = np.flatnonzero(table.isna().any(axis=1))
-    if len(bad):
-        number, line = lines[bad[0]]
+    table, bad = parse_spans(file.read_text())
+    if bad:
+        number, line = bad[0]
         raise DataError(f"{file.parent.name}/{file.name}, line {number}: {line[:60]!r} is not code, first day and last day with tabs "
                         f"between ({len(bad)} such lines): write the file with tabs, as Qlib reads it")
     return table

@@ -14,10 +14,10 @@ MIN_EX_DATES = 3
 def cross_faults(tables: Dict[str, Table]) -> List[str]:
     """Faults of tables `instruments` and `dividends` beside sorted, faultless bars."""
     bars, faults = tables["bars"], []
-    order = np.lexsort((bars.dates["date"], bars.code))
     if "instruments" in tables:
         faults += _listing_faults(bars, tables["instruments"])
     if "dividends" in tables:
+        order = np.lexsort((bars.dates["date"], bars.code))
         faults += _dividend_faults(bars.take(order), tables["dividends"])
     return faults
 

@@ -2,7 +2,7 @@
 
 from functools import cached_property
 from pathlib import Path
-from typing import Dict, List, Optional, Sequence, Union
+from typing import Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
 import pandas as pd
@@ -13,6 +13,16 @@ from qlib_ext.store.metadata import check_store, read_metadata
 
 SUFFIX = ".day.bin"
 NOT_INDICES = ("all", "index", "etf", "bond")
+
+
+def parse_spans(text: str) -> Tuple[pd.DataFrame, List[Tuple[int, str]]]:
+    """Rows of an instruments file: columns code, start, end (datetime64, both days included); and the lines, with their numbers,
+    that are not code, first day and last day with tabs between."""
+    lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
+    table = pd.DataFrame([f"{line}\t\t".split("\t")[:3] for _, line in lines], columns=["code", "start", "end"], dtype=str)
+    for column in ("start", "end"):
+        table[column] = pd.to_datetime(table[column], format="mixed", errors="coerce")
+    return table, [lines[place] for place in np.flatnonzero(table.isna().any(axis=1))]
 
 
 class StoreFiles:
@@ -76,19 +86,13 @@ class StoreFiles:
 
     def spans(self, universe: str) -> pd.DataFrame:
         """Rows of an instruments file: code (upper case), start, end (datetime64, both inclusive)."""
-        lines = self.text(universe).splitlines()
-        rows = [(number, *line.split("\t")[:3]) for number, line in enumerate(lines, 1) if line.strip()]
-        whole = [row for row in rows if len(row) == 4]
-        table = pd.DataFrame(whole, columns=["line", "code", "start", "end"])
-        table["code"] = table["code"].str.strip().str.upper()
-        for column in ("start", "end"):
-            table[column] = pd.to_datetime(table[column], format="mixed", errors="coerce")
-        wrong = sorted({row[0] for row in rows if len(row) < 4} | set(table["line"][table[["start", "end"]].isna().any(axis=1)]))
+        table, wrong = parse_spans(self.text(universe))
         if wrong:
-            raise DataError(f"store {self.path}: instruments/{universe}.txt, line {wrong[0]} ({len(wrong)} such lines), is "
-                            f"{lines[wrong[0] - 1]!r}, not code, first and last day with tabs between; write tabs, Qlib reads no "
-                            "other separator")
-        return table[["code", "start", "end"]]
+            number, line = wrong[0]
+            raise DataError(f"store {self.path}: instruments/{universe}.txt, line {number} ({len(wrong)} such lines), is "
+                            f"{line!r}, not code, first and last day with tabs between; write tabs, Qlib reads no other "
+                            "separator")
+        return table.assign(code=table["code"].str.strip().str.upper())
 
     def membership(self, universe: str, codes: Sequence[str]) -> np.ndarray:
         """Who belongs to a universe on which day. bool [len(codes), t]"""

@@ -1,6 +1,5 @@
 """The real tables: they pass the checks, and the store holds what they say."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +18,8 @@ pytestmark = pytest.mark.realdata
 
 
 @pytest.fixture(scope="module")
-def real_tables() -> Path:
-    beside = Path(__file__).resolve().parents[3] / "shared" / "data"
-    folder = Path(os.environ.get("QLIB_EXT_REAL_DATA", beside)) / "ashare_daily"
-    if not (folder / "bars.parquet").is_file():
-        pytest.skip("the real tables are absent: set QLIB_EXT_REAL_DATA to the folder that holds ashare_daily")
-    return folder
+def real_tables(real_data) -> Path:
+    return real_data / "ashare_daily"
 
 
 @pytest.fixture(scope="module")
