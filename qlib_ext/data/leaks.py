@@ -29,6 +29,7 @@ def processor_faults(handler) -> Iterator[Fault]:
         for number, processor in enumerate(getattr(handler, key, [])):
             everything = None if type(processor).__name__ == "ProcessInf" else "feature"
             groups = getattr(processor, "fields_group", everything)
+            groups = "feature" if groups is None and type(processor).__name__ == "TanhProcess" else groups  # it spares LABEL columns
             if groups is None or "label" in (groups if isinstance(groups, (list, tuple)) else [groups]):
                 yield Fault(f"{key}[{number}]",
                             f"{type(processor).__name__} touches labels (fields_group {groups!r}), work of learn processors",

@@ -1,98 +1,37 @@
-"""Qlib processors: cross-sectional ones that know the universe of the day, and two of Qlib's with a small memory.
+"""Qlib's processors under Qlib's names, quick and with a small memory; most take a `universe` besides.
 
-They take Qlib's frames: rows (datetime, instrument), columns (group, name) such as ("label", "LABEL0"). They never write into the
-frame they are given (`readonly()` is True, which spares Qlib a copy).
+Their frames are Qlib's: rows (datetime, instrument), columns (group, name) such as ("label", "LABEL0"). They never write into the
+frame they are given (`readonly()` is True). With `universe` None they give what Qlib 0.9.7 gives, save for rules that are stated.
+All but those that drop rows are `ArrayProcessor`s, which a handler can let work in place. The cross-sectional ones are in
+`cross_section`.
 """
 
 from __future__ import annotations
 
-from typing import List, Optional, Sequence, Union
+from numbers import Real
+from typing import Optional, Tuple
 
 import numpy as np
 import pandas as pd
 from qlib.data.dataset.processor import EPS, Processor
-from qlib.data.dataset.processor import Fillna as QlibFillna
-from qlib.data.dataset.processor import RobustZScoreNorm as QlibRobustZScoreNorm
 
-from qlib_ext.data.transform import cs_extreme_mask, cs_robust_zscore, cs_zscore
-from qlib_ext.data.universe import index_levels, universe_mask
-from qlib_ext.errors import ConfigError, DataError
+from qlib_ext.data.arrays import (ArrayProcessor, Arrays, Columns, FittedProcessor, Group, chosen_groups, group_positions,
+                                  member_rows, row_pieces)
+from qlib_ext.data.columns import (column_blocks, gather, joined, mean_of, median_and_deviation, replace, row_blocks, squares,
+                                   std_of, totals)
+from qlib_ext.data.cross_section import CSNeutralize, CSRankNorm, CSWinsorize, CSZFillna, CSZScoreNorm, ProcessInf
+from qlib_ext.data.threads import run
+from qlib_ext.data.transform import cs_extreme_mask
+from qlib_ext.data.universe import index_levels
+from qlib_ext.errors import ConfigError
 
-
-def _group_positions(columns: pd.Index, fields_group: Union[None, str, Sequence[str]]) -> np.ndarray:
-    """Column positions of one or several groups; None means every column."""
-    groups: List[Optional[str]] = list(fields_group) if isinstance(fields_group, (list, tuple)) else [fields_group]
-    first = columns.get_level_values(0)
-    unknown = [group for group in groups if group is not None and group not in first]
-    if unknown:
-        raise ConfigError(f"fields_group {unknown} is not among the frame's groups {sorted(set(map(str, first)))}")
-    chosen = np.zeros(len(columns), dtype=bool)
-    for group in groups:
-        chosen |= True if group is None else np.asarray(first == group)
-    return np.flatnonzero(chosen)
+__all__ = ["ArrayProcessor", "CSNeutralize", "CSRankNorm", "CSWinsorize", "CSZFillna", "CSZScoreNorm", "DropExtremeLabel",
+           "DropnaLabel", "Fillna", "MinMaxNorm", "ProcessInf", "RobustZScoreNorm", "TanhProcess", "ZScoreNorm"]
 
 
-def _member_rows(frame: pd.DataFrame, universe: Optional[str]) -> Optional[np.ndarray]:
-    """Universe mask of the frame's rows, None for all rows; an empty universe is an error."""
-    if universe is None:
-        return None
-    mask = universe_mask(frame.index, universe)
-    if len(mask) and not mask.any():
-        days = frame.index.get_level_values(index_levels(frame.index)[0])
-        raise DataError(f"no row of the frame ({days.min():%Y-%m-%d} to {days.max():%Y-%m-%d}) belongs to universe {universe!r}: "
-                        "check the dates of its instruments file and what the handler loads")
-    return mask
-
-
-def _with_columns(frame: pd.DataFrame, positions: np.ndarray, values: np.ndarray) -> pd.DataFrame:
-    """A frame with some columns replaced, sharing the others; `frame` keeps its values."""
-    if len(positions) == frame.shape[1]:
-        return pd.DataFrame(values, index=frame.index, columns=frame.columns)
-    result = frame.copy(deep=False)
-    for number, position in enumerate(positions):
-        result.isetitem(position, values[:, number])  # never writes in place, with or without copy-on-write
-    return result
-
-
-def _median(values: np.ndarray) -> np.floating:
-    """Median of what is known; NaN, without numpy's warning, where nothing is (the handler has named the field)."""
-    return values.dtype.type(np.nan) if np.isnan(values).all() else np.nanmedian(values)
-
-
-class CSZScoreNorm(Processor):
-    """Daily z-score of columns; with `universe` its members of the day make the statistics and every row is scaled by them.
-
-    Without `universe` it gives Qlib's `CSZScoreNorm` (ddof 1), but for: infinite values, which Qlib lets spoil their day and
-    which here are not counted and become NaN; days of equal values, which are always NaN here (in Qlib rounding decides); and,
-    for "robust", days whose MAD is 0, which are NaN here (in Qlib NaN and +-3). NaN stays NaN. Days with fewer than two finite
-    universe values are NaN.
-
-    Args:
-        fields_group: group of columns, list of groups, or None for all columns.
-        universe: name of an instruments file of the store (`csi1000`), or None for all rows of the frame.
-        method: "zscore", or "robust" (median, 1.4826 MAD, clipped to +-3).
-
-    Raises:
-        ConfigError: unknown method; when called: unknown group or universe. DataError: no row belongs to the universe.
-    """
-
-    def __init__(self, fields_group: Union[None, str, Sequence[str]] = None, universe: Optional[str] = None,
-                 method: str = "zscore") -> None:
-        if method not in ("zscore", "robust"):
-            raise ConfigError(f"CSZScoreNorm: method must be 'zscore' or 'robust', got {method!r}")
-        self.fields_group = fields_group
-        self.universe = universe
-        self.method = method
-
-    def __call__(self, df: pd.DataFrame) -> pd.DataFrame:
-        positions = _group_positions(df.columns, self.fields_group)
-        day = np.asarray(df.index.codes[index_levels(df.index)[0]])
-        transform = cs_zscore if self.method == "zscore" else cs_robust_zscore
-        values = transform(df.iloc[:, positions].to_numpy(), day, _member_rows(df, self.universe))
-        return _with_columns(df, positions, values)
-
-    def readonly(self) -> bool:
-        return True
+def _label_positions(df: pd.DataFrame, fields_group: Group) -> np.ndarray:
+    positions = group_positions(df.columns)
+    return np.concatenate([positions[group] for group in chosen_groups(fields_group, list(positions))])
 
 
 class DropExtremeLabel(Processor):
@@ -129,17 +68,20 @@ class DropExtremeLabel(Processor):
         self.fields_group = fields_group
 
     def __call__(self, df: pd.DataFrame) -> pd.DataFrame:
-        positions = _group_positions(df.columns, self.fields_group)
+        positions = _label_positions(df, self.fields_group)
         day = np.asarray(df.index.codes[index_levels(df.index)[0]])
         labels = df.iloc[:, positions].to_numpy(copy=True)
-        member = _member_rows(df, self.universe)
+        member = member_rows(df.index, self.universe)
         for column in range(labels.shape[1]):
             gone = cs_extreme_mask(labels[:, column], day, self.fraction, self.min_count, member)
             labels[gone | ~np.isfinite(labels[:, column]), column] = np.nan
         keep = ~np.isnan(labels).all(axis=1)
         if labels.shape[1] == 1:
             return df[keep]
-        return _with_columns(df, positions, labels)[keep]
+        result = df.copy(deep=False)
+        for number, position in enumerate(positions):
+            result.isetitem(position, labels[:, number])  # never writes in place, with or without copy-on-write
+        return result[keep]
 
     def is_for_infer(self) -> bool:
         return False
@@ -148,58 +90,196 @@ class DropExtremeLabel(Processor):
         return True
 
 
-class RobustZScoreNorm(QlibRobustZScoreNorm):
-    """Qlib's `RobustZScoreNorm`, the same numbers, one column at a time.
+class RobustZScoreNorm(FittedProcessor):
+    """`(x - median) / (1.4826 MAD)` per column, clipped to +-3 if `clip_outlier`; to the bit what Qlib's gives.
 
-    Per column: median and 1.4826 MAD of the rows from `fit_start_time` to `fit_end_time`, clipped to +-3 if `clip_outlier`. NaN stays
-    NaN. It does not write into the frame it is given, and needs memory for one column beside the result, where Qlib's needs several
-    copies of the frame.
+    Args:
+        fit_start_time, fit_end_time: first and last day of the fit span, None for no border.
+        fields_group: group of columns, list of groups, or None for all columns.
+        clip_outlier: clip or not.
+        universe: name of an instruments file of the store: its members of the day make the statistics, and every row is scaled.
+
+    NaN stays NaN, and a column without a value in the fit span becomes NaN.
+
+    Raises:
+        ConfigError: when called: unknown group or universe. DataError: no row to fit on, new columns. NotFittedError: not fitted.
     """
 
-    def fit(self, df: pd.DataFrame = None) -> None:
-        positions = _group_positions(df.columns, self.fields_group)
-        days = df.index.get_level_values("datetime")
-        start, end = (None if time is None else pd.Timestamp(time) for time in (self.fit_start_time, self.fit_end_time))
-        inside = np.ones(len(df), bool) if start is None else np.asarray(days >= start)
-        inside &= True if end is None else np.asarray(days <= end)
-        if not inside.any():
-            raise DataError(f"RobustZScoreNorm: no row between {self.fit_start_time} and {self.fit_end_time} to fit on; "
-                            f"the frame runs from {days.min():%Y-%m-%d} to {days.max():%Y-%m-%d}")
-        self.cols = df.columns[positions]
-        center, scale = [], []
-        for position in positions:
-            values = df.iloc[:, position].to_numpy()[inside]
-            center.append(_median(values))
-            scale.append(_median(np.abs(values - center[-1])))
-        self.mean_train = np.asarray(center)
-        self.std_train = (np.asarray(scale) + EPS).astype(self.mean_train.dtype)
+    def __init__(self, fit_start_time, fit_end_time, fields_group: Group = None, clip_outlier: bool = True,
+                 universe: Optional[str] = None) -> None:
+        self.fit_start_time = fit_start_time
+        self.fit_end_time = fit_end_time
+        self.fields_group = fields_group
+        self.clip_outlier = clip_outlier
+        self.universe = universe
+
+    @property
+    def limit(self) -> float:
+        return 3.0 if self.clip_outlier else np.inf
+
+    def learn(self, values: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        def block(borders):
+            known = np.empty((borders[1] - borders[0], len(rows)), values.dtype)
+            counts = gather(values, rows, borders[0], known)
+            return [median_and_deviation(column[:count]) for column, count in zip(known, counts)]
+
+        blocks = run(block, column_blocks(values.shape[1], len(rows)))
+        return np.array([pair for pairs in blocks for pair in pairs], values.dtype).T
+
+    def keep(self, first: np.ndarray, second: np.ndarray) -> None:
+        self.mean_train = first
+        self.std_train = second + EPS
         self.std_train *= 1.4826
 
+    def scaling(self) -> Tuple[np.ndarray, np.ndarray]:
+        return self.mean_train, self.std_train
+
+
+class ZScoreNorm(FittedProcessor):
+    """`(x - mean) / std` (ddof 0) per column; a column of equal values in the fit span is left as it is, as by Qlib's.
+
+    One rule differs: sums are made in float64, while Qlib's float32 sums drift on long tables, so that its numbers are less exact
+    and a constant column may be taken for one that varies. Infinite values spoil their column (NaN), so put `ProcessInf` before.
+    Arguments, NaN and errors as `RobustZScoreNorm`, without `clip_outlier`.
+    """
+
+    def __init__(self, fit_start_time, fit_end_time, fields_group: Group = None, universe: Optional[str] = None) -> None:
+        self.fit_start_time = fit_start_time
+        self.fit_end_time = fit_end_time
+        self.fields_group = fields_group
+        self.universe = universe
+
+    def learn(self, values: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        pieces = row_blocks(rows)
+        total = joined(run(lambda piece: totals(values, piece, np.inf), pieces))
+        mean = mean_of(total)
+        squared = np.sum(run(lambda piece: squares(values, piece, np.inf, mean), pieces), axis=0)
+        return np.stack([mean, std_of(total, squared, 0)]).astype(values.dtype)
+
+    def keep(self, first: np.ndarray, second: np.ndarray) -> None:
+        self.ignore = second == 0
+        self.mean_train = np.where(self.ignore, 0, first).astype(first.dtype)
+        self.std_train = np.where(self.ignore, 1, second).astype(second.dtype)
+
+    def scaling(self) -> Tuple[np.ndarray, np.ndarray]:
+        return self.mean_train, self.std_train
+
+
+class MinMaxNorm(FittedProcessor):
+    """`(x - min) / (max - min)` per column, as Qlib's; a column of equal values in the fit span is left as it is.
+
+    Arguments, NaN and errors as `ZScoreNorm`.
+    """
+
+    def __init__(self, fit_start_time, fit_end_time, fields_group: Group = None, universe: Optional[str] = None) -> None:
+        self.fit_start_time = fit_start_time
+        self.fit_end_time = fit_end_time
+        self.fields_group = fields_group
+        self.universe = universe
+
+    def learn_any(self, values: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        def ends(piece):
+            whole = piece[-1] - piece[0] == len(piece) - 1
+            part = values[piece[0]:piece[-1] + 1] if whole else values[piece]
+            return np.fmin.reduce(part, axis=0), np.fmax.reduce(part, axis=0)
+
+        low, high = zip(*run(ends, row_blocks(rows)))
+        return np.stack([np.fmin.reduce(low), np.fmax.reduce(high)])
+
+    def keep(self, first: np.ndarray, second: np.ndarray) -> None:
+        self.ignore = first == second
+        self.min_val = np.where(self.ignore, 0, first).astype(first.dtype)
+        self.max_val = np.where(self.ignore, 1, second).astype(second.dtype)
+
+    def scaling(self) -> Tuple[np.ndarray, np.ndarray]:
+        with np.errstate(invalid="ignore"):
+            return self.min_val, self.max_val - self.min_val
+
+
+class Fillna(ArrayProcessor):
+    """`fill_value` where a value is NaN, to the bit what Qlib's gives; infinite values are left alone.
+
+    Args:
+        fields_group: group of columns, list of groups, or None for all columns.
+        fill_value: a number.
+        universe: name of an instruments file of the store: rows of others are left alone.
+
+    Raises:
+        ConfigError: `fill_value` is not a number; when called: unknown group or universe. DataError: no row belongs to the
+            universe.
+    """
+
+    def __init__(self, fields_group: Group = None, fill_value: float = 0, universe: Optional[str] = None) -> None:
+        if not isinstance(fill_value, Real):
+            raise ConfigError(f"Fillna: fill_value must be a number, got {fill_value!r}")
+        self.fields_group = fields_group
+        self.fill_value = fill_value
+        self.universe = universe
+
+    def apply_arrays(self, arrays: Arrays, index: pd.MultiIndex, columns: Columns) -> None:
+        member = member_rows(index, self.universe)
+        for group in self.groups(list(arrays)):
+            values = arrays[group]
+            by = np.full(values.shape[1], self.fill_value, values.dtype)
+            run(lambda rows: replace(values, rows, False, by), row_pieces(len(values), member))
+
+
+class TanhProcess(ArrayProcessor):
+    """`tanh(x - 1)`, as Qlib's; NaN stays NaN.
+
+    Args:
+        fields_group: group of columns or list of groups; None for all columns whose name does not contain LABEL.
+        universe: name of an instruments file of the store: rows of others are left alone.
+
+    Raises:
+        ConfigError: when called: unknown group or universe. DataError: no row belongs to the universe.
+    """
+
+    def __init__(self, fields_group: Group = None, universe: Optional[str] = None) -> None:
+        self.fields_group = fields_group
+        self.universe = universe
+
+    def apply_arrays(self, arrays: Arrays, index: pd.MultiIndex, columns: Columns) -> None:
+        pieces = row_pieces(len(index), member_rows(index, self.universe), 2048)
+        for group in self.groups(list(arrays)):
+            values = arrays[group]
+            every = self.fields_group is not None
+            chosen = [number for number, name in enumerate(columns[group]) if every or "LABEL" not in name]
+
+            def treat(rows, values=values, chosen=chosen):
+                part = values[rows]
+                part -= 1
+                np.tanh(part, out=part)
+                if len(chosen) < values.shape[1]:
+                    values[np.ix_(rows, chosen)] = part[:, chosen]
+                else:
+                    values[rows] = part
+
+            run(treat, pieces)
+
+
+class DropnaLabel(Processor):
+    """Drop the rows that lack a value in a column of `fields_group`, as Qlib's, and those outside `universe`. For training only.
+
+    Args:
+        fields_group: group of columns, list of groups, or None for all columns.
+        universe: name of an instruments file of the store, or None for all rows of the frame.
+
+    Raises:
+        ConfigError: when called: unknown group or universe. DataError: no row belongs to the universe.
+    """
+
+    def __init__(self, fields_group: Group = "label", universe: Optional[str] = None) -> None:
+        self.fields_group = fields_group
+        self.universe = universe
+
     def __call__(self, df: pd.DataFrame) -> pd.DataFrame:
-        result = df.copy(deep=False)
-        for position, center, scale in zip(df.columns.get_indexer(self.cols), self.mean_train, self.std_train):
-            values = df.iloc[:, position].to_numpy() - center
-            values /= scale
-            if self.clip_outlier:
-                np.clip(values, -3, 3, out=values)
-            result.isetitem(position, values)
-        return result
+        keep = df.iloc[:, _label_positions(df, self.fields_group)].notna().to_numpy().all(axis=1)
+        member = member_rows(df.index, self.universe)
+        return df[keep if member is None else keep & member]
 
-    def readonly(self) -> bool:
-        return True
-
-
-class Fillna(QlibFillna):
-    """Qlib's `Fillna`, one column at a time, without writing into the frame it is given; inf is left alone."""
-
-    def __call__(self, df: pd.DataFrame) -> pd.DataFrame:
-        result = df.copy(deep=False)
-        for position in _group_positions(df.columns, self.fields_group):
-            values = df.iloc[:, position].to_numpy()
-            unknown = np.isnan(values)
-            if unknown.any():
-                result.isetitem(position, np.where(unknown, values.dtype.type(self.fill_value), values))
-        return result
+    def is_for_infer(self) -> bool:
+        return False
 
     def readonly(self) -> bool:
         return True

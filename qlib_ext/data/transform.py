@@ -7,14 +7,19 @@ Axis letters: r row, t day, c or m column.
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Optional, Tuple
 
 import numpy as np
 
+from qlib_ext.data.columns import (clip, column_blocks, cross_products, days_of, group_sums, moments, ordered, residuals,
+                                   robust_moments)
 from qlib_ext.errors import ConfigError, DataError, ShapeError
 
 ROBUST_SCALE = 1.4826
 """Standard deviation over median absolute deviation of a normal distribution."""
+TINY = 1e-20
+"""An exposure varies within industries if this share of its square does; below, it is rounding."""
 
 
 def _check_rows(values: np.ndarray, day: np.ndarray, mask: Optional[np.ndarray]) -> int:
@@ -183,3 +188,158 @@ def robust_apply(values: np.ndarray, median: np.ndarray, scale: np.ndarray, clip
         raise ShapeError(f"values {values.shape}, median {np.shape(median)}, scale {np.shape(scale)}: need [t, m], [m], [m]")
     result = (values - median) / scale
     return result if clip is None else np.clip(result, -clip, clip)
+
+
+def winsorize_limits(method: str, limits: Optional[float]) -> float:
+    """`limits`, or the usual ones of the method (0.01 for "quantile", 3 for "mad" and "std").
+
+    Raises:
+        ConfigError: unknown method, or a number the method cannot use.
+    """
+    if method not in ("quantile", "mad", "std"):
+        raise ConfigError(f"winsorize: method must be 'quantile', 'mad' or 'std', got {method!r}")
+    value = (0.01 if method == "quantile" else 3.0) if limits is None else limits
+    fits = isinstance(value, Real) and (0 <= value < 0.5 if method == "quantile" else 0 < value < np.inf)
+    if not fits:
+        needed = "a quantile from 0 to below 0.5" if method == "quantile" else "a number above 0"
+        raise ConfigError(f"winsorize: limits of method {method!r} must be {needed}, got {limits!r}")
+    return float(value)
+
+
+def winsorize_rows(values: np.ndarray, rows: np.ndarray, members: np.ndarray, method: str, limits: float) -> None:
+    """Clip `values[rows]` (of `[r, c]`, in place) to limits made by `values[members]`, column by column.
+
+    "quantile": the q-th and (1 - q)-th, linear between values; "mad": median +- k 1.4826 MAD; "std": mean +- k std (ddof 1).
+    NaN stays NaN; an infinite value counts in the medians only, and is clipped as any other. Where nothing can be made of the
+    members (none has a value; for "std" fewer than two) all stay.
+    """
+    if method == "quantile":
+        low, high = np.concatenate([_quantiles(*ordered(values, members, first, last), limits)
+                                    for first, last in column_blocks(values.shape[1], len(members))], axis=1)
+    else:
+        by_std = method == "std"
+        center, spread = moments(values, members, np.finfo(values.dtype).max) if by_std else robust_moments(values, members)
+        reach = spread.astype(np.float64) * (limits if by_std else limits * ROBUST_SCALE)
+        with np.errstate(invalid="ignore"):
+            low, high = center - reach, center + reach
+    clip(values, rows, low.astype(values.dtype), high.astype(values.dtype))
+
+
+def _quantiles(known: np.ndarray, count: np.ndarray, share: float) -> np.ndarray:
+    """The `share` and `1 - share` quantiles `[2, k]` of the finite ones of ascending values `[k, n]`; NaN where there is none."""
+    line, first, finite = np.arange(len(known)), (known == -np.inf).sum(axis=1), np.isfinite(known).sum(axis=1)
+    result = np.full((2, len(known)), np.nan)
+    for number, quantile in enumerate((share, 1 - share)):
+        place = quantile * np.maximum(finite - 1, 0)
+        lower = place.astype(np.int64)
+        upper = np.minimum(lower + 1, np.maximum(finite - 1, 0))
+        low, high = (known[line, np.minimum(first + at, known.shape[1] - 1)].astype(np.float64) for at in (lower, upper))
+        with np.errstate(invalid="ignore"):
+            result[number] = np.where(finite > 0, low + (place - lower) * (high - low), np.nan)
+    return result
+
+
+def cs_winsorize(values: np.ndarray, day: np.ndarray, method: str = "quantile", limits: Optional[float] = None,
+                 mask: Optional[np.ndarray] = None) -> np.ndarray:
+    """Each day's columns clipped to limits made by its universe, see `winsorize_rows`.
+
+    Args:
+        values: `[r]` or `[r, c]`; NaN stays NaN.
+        day: `[r]` integers from 0 on.
+        method, limits: as `winsorize_limits`.
+        mask: `[r]` bool, the universe that makes the limits (all rows by default); the others are clipped to them.
+
+    Returns:
+        New array of the shape and float dtype of `values`.
+
+    Raises:
+        ConfigError: as `winsorize_limits`. ShapeError, DataError: as in `cs_zscore`.
+    """
+    limits = winsorize_limits(method, limits)
+    table, result, day, mask = _whole(values, day, mask)
+    for rows in days_of(day):
+        winsorize_rows(table, rows, rows if mask is None else rows[mask[rows]], method, limits)
+    return result
+
+
+def _whole(values: np.ndarray, day: np.ndarray, mask: Optional[np.ndarray]) -> tuple:
+    """A float copy of `values`, as a table `[r, c]` and in its own shape over the same memory; `day` and `mask` checked."""
+    values, day, mask = np.asarray(values), np.asarray(day), None if mask is None else np.asarray(mask)
+    if values.ndim not in (1, 2):
+        raise ShapeError(f"values must be [r] or [r, c], got {values.shape}")
+    _check_rows(values, day, mask)
+    result = np.array(values, np.float32 if values.dtype == np.float32 else np.float64, order="C")
+    return (result[:, None] if result.ndim == 1 else result), result, day, mask
+
+
+def cs_neutralize(values: np.ndarray, day: np.ndarray, exposures: np.ndarray, industry: Optional[np.ndarray] = None,
+                  weight: Optional[np.ndarray] = None, mask: Optional[np.ndarray] = None) -> np.ndarray:
+    """Residuals of a weighted least squares regression on constant, industries and exposures, day by day and column by column.
+
+    `x = a_industry + exposures b + residual`, where `a` and `b` make `sum(weight residual^2)` of the estimating rows least: rows
+    of the universe with a finite value and a positive weight. See `neutralize_rows` for rows outside and for small days.
+
+    Args:
+        values: `[r]` or `[r, c]`; NaN and infinite values are not counted and become NaN.
+        day: `[r]` integers from 0 on.
+        exposures: `[r, k]`, k may be 0; a row that lacks one is NaN.
+        industry: `[r]` integers, -1 = unknown, whose rows are NaN; None: one constant for all.
+        weight: `[r]`; rows with NaN or not above 0 do not estimate; None: equal weights.
+        mask: `[r]` bool, the universe (all rows by default).
+
+    Returns:
+        New array of the shape and float dtype of `values`.
+
+    Raises:
+        ShapeError: rows disagree. DataError: `day` is not made of integers from 0 on.
+    """
+    table, result, day, mask = _whole(values, day, mask)
+    exposures = np.ascontiguousarray(exposures, np.float64)
+    industry = np.zeros(len(day), np.int64) if industry is None else np.asarray(industry)
+    weight = np.ones(len(day)) if weight is None else np.asarray(weight, np.float64)
+    if exposures.ndim != 2 or {len(exposures), *industry.shape, *weight.shape} - {len(day)} or industry.ndim + weight.ndim != 2:
+        raise ShapeError(f"values {result.shape}, exposures {exposures.shape}, industry {industry.shape}, weight {weight.shape}: "
+                         "need [r] or [r, c], [r, k], [r], [r]")
+    if mask is not None:
+        weight = np.where(mask, weight, 0)
+    for rows in days_of(day):
+        neutralize_rows(table, rows, exposures, industry, weight)
+    return result
+
+
+def neutralize_rows(values: np.ndarray, rows: np.ndarray, exposures: np.ndarray, industry: np.ndarray,
+                    weight: np.ndarray) -> None:
+    """`cs_neutralize` of one day's `rows` of `values [r, c]`, in place; rows with a weight above 0 estimate.
+
+    The industries' means are taken out first, then the exposures by normal equations. Exposures that are combinations of others
+    (or of the industries) share one effect: the solution of least norm in units of the exposures' spread. A row outside whose
+    industry no row estimates is measured from the day's mean instead. A column is NaN on a day with fewer estimating rows than
+    coefficients (one an occupied industry, one an exposure) and one.
+    """
+    known = np.isfinite(exposures[rows]).all(axis=1) & (industry[rows] >= 0)
+    values[rows[~known]] = np.nan
+    rows = rows[known]
+    if not len(rows):
+        return
+    x, group = exposures[rows], np.unique(industry[rows], return_inverse=True)[1]
+    with np.errstate(invalid="ignore"):
+        share = np.where((weight[rows] > 0) & np.isfinite(weight[rows]), weight[rows], 0.0)
+    sums = group_sums(values, rows, x, group, share, group.max() + 1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        means = np.where(sums[..., :1] > 0, sums[..., 2:], sums[..., 2:].sum(axis=0)) / np.where(
+            sums[..., :1] > 0, sums[..., :1], sums[..., :1].sum(axis=0))
+    size = (sums[..., :1] * means[..., 1:] ** 2).sum(axis=0)  # [c, k], what the industries' means hold of the exposures
+    products = cross_products(values, rows, x, group, share, means)
+    beta = _least_norm(products[..., 1:], products[..., 0], size)
+    short = sums[..., 1].sum(axis=0) <= (sums[..., 0] > 0).sum(axis=0) + x.shape[1]
+    means[:, short] = np.nan
+    residuals(values, rows, x, group, means, beta)
+
+
+def _least_norm(squared: np.ndarray, mixed: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """`b [c, k]` of `squared [c, k, k] b = mixed [c, k]`; exposures without a spread beside `size [c, k]` get 0."""
+    spread = np.einsum("ckk->ck", squared)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        unit = np.where(spread > TINY * (spread + size), 1 / np.sqrt(spread), 0.0)
+    scaled = squared * unit[:, :, None] * unit[:, None, :]
+    return (np.linalg.pinv(scaled, rcond=1e-10, hermitian=True) @ (mixed * unit)[..., None])[..., 0] * unit

@@ -4,7 +4,8 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from qlib_ext.data.transform import cs_extreme_mask, cs_robust_zscore, cs_zscore, robust_apply, robust_fit
+from qlib_ext.data.transform import (cs_extreme_mask, cs_neutralize, cs_robust_zscore, cs_winsorize, cs_zscore, robust_apply,
+                                      robust_fit)
 from qlib_ext.errors import ConfigError, DataError, ShapeError
 
 
@@ -164,3 +165,161 @@ def test_robust_fit_and_apply():
     np.testing.assert_allclose(result[:, :2], np.clip((table[:, :2] - median[:2]) / scale[:2], -3, 3))
     assert np.isnan(result[:, 2:]).all() and np.nanmax(np.abs(result)) == 3
     assert np.nanmax(np.abs(robust_apply(table, median, scale, clip=None))) > 3
+
+
+# ---- winsorize, neutralize -----------------------------------------------------------------------------------------------------
+def winsorized_by_loops(values, day, method, limits, mask):
+    result = values.copy()
+    for one in np.unique(day):
+        for column in range(values.shape[1]):
+            here, known = day == one, values[(day == one) & mask & np.isfinite(values[:, column]), column]
+            counted = values[(day == one) & mask & ~np.isnan(values[:, column]), column]  # medians count infinite values
+            if method == "quantile":
+                low, high = np.quantile(known, [limits, 1 - limits]) if known.size else (-np.inf, np.inf)
+            elif method == "mad":
+                center = np.median(counted) if counted.size else np.nan
+                reach = limits * 1.4826 * np.median(np.abs(counted - center)) if counted.size else np.nan
+                low, high = (center - reach, center + reach) if counted.size else (-np.inf, np.inf)
+            else:
+                reach = limits * known.std(ddof=1) if known.size > 1 else np.inf
+                low, high = (known.mean() - reach, known.mean() + reach) if known.size else (-np.inf, np.inf)
+            result[here, column] = np.clip(values[here, column], low, high)
+    return result
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("method, limits", [("quantile", 0.1), ("quantile", 0.013), ("mad", 1.5), ("std", 1.2),
+                                            ("quantile", None)])
+def test_winsorize_equals_loops(rows, method, limits, masked):
+    values, day, mask = rows
+    values = np.c_[values, np.full((900, 30), 2.0)]  # more columns than a block
+    values[::50, 1], values[1::50, 0] = np.inf, -np.inf
+    values[day == 3, 2], values[(day == 4) & mask, 2] = np.nan, np.nan
+    values[np.flatnonzero((day == 5) & mask)[1:], 2] = np.nan  # one member
+    mask = mask if masked else np.ones(900, bool)
+    copy = values.copy()
+    result = cs_winsorize(values, day, method, limits, mask if masked else None)
+    np.testing.assert_allclose(result, winsorized_by_loops(values, day, method, limits or 0.01, mask), rtol=1e-9)
+    np.testing.assert_array_equal(values, copy)
+    np.testing.assert_array_equal(cs_winsorize(values[:, 1], day, method, limits, mask), result[:, 1])
+    assert (result != values)[~np.isnan(values)].mean() > 0.001
+    assert np.isfinite(result[:, :2]).sum() == (~np.isnan(values[:, :2])).sum()
+    single = cs_winsorize(values.astype(np.float32), day, method, limits, mask)
+    assert single.dtype == np.float32
+    np.testing.assert_allclose(single, cs_winsorize(values, day, method, limits, mask), rtol=1e-5, atol=1e-6)
+
+
+def neutral_rows(seed=0, size=900):
+    generator = np.random.default_rng(seed)
+    day, industry = generator.integers(0, 12, size), generator.integers(0, 5, size)
+    industry[generator.random(size) < 0.03] = -1
+    industry[day == 2] = generator.choice([0, 4], (day == 2).sum())
+    exposures = generator.normal(size=(size, 2)) * [1, 1e4] + [0, 3e5]
+    exposures[generator.random((size, 2)) < 0.02] = np.nan
+    values = generator.normal(size=(size, 3)) + np.c_[industry, np.nan_to_num(exposures) / [1, 1e4]]
+    values[generator.random((size, 3)) < 0.1] = np.nan
+    values[::90, 0] = np.inf
+    weight = generator.random(size) + 0.05
+    weight[generator.random(size) < 0.03] = np.nan
+    weight[::70] = 0
+    return values, day, exposures, industry, weight, generator.random(size) < 0.7
+
+
+def residual_by_lstsq(value, exposures, industry, weight, mask):
+    """One day, one column: dummies of the industries that rows estimate, and exposures, by numpy's least squares."""
+    known = np.isfinite(exposures).all(axis=1) & (industry >= 0)
+    used = known & mask & (np.nan_to_num(weight) > 0) & np.isfinite(value)
+    names = np.unique(industry[used])
+    if used.sum() <= len(names) + exposures.shape[1]:
+        return np.full(len(value), np.nan)
+    design = np.c_[industry[:, None] == names, exposures].astype(float)
+    root = np.sqrt(weight[used])
+    scale = np.linalg.norm(design[used] * root[:, None], axis=0)
+    effects = np.linalg.lstsq(design[used] / scale * root[:, None], value[used] * root, rcond=None)[0] / scale
+    residual = value - design @ effects
+    share = weight[used] / weight[used].sum()
+    new = known & ~np.isin(industry, names)  # measured from the mean of the day
+    slope = effects[len(names):]
+    residual[new] = value[new] - share @ value[used] - (exposures[new] - share @ exposures[used]) @ slope
+    residual[~known | ~np.isfinite(value)] = np.nan
+    return residual
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("industries", [True, False])
+@pytest.mark.parametrize("weighted", [True, False])
+def test_neutralize_equals_lstsq(seed, industries, weighted):
+    values, day, exposures, industry, weight, mask = neutral_rows(seed)
+    mask[(day == 1) & (industry == 3)] = False  # an industry no row estimates
+    mask[day == 4] = np.arange((day == 4).sum()) < 7  # just too few, or just enough, for what is known
+    mask[day == 5] = False
+    used_weight, used_industry = weight if weighted else np.ones(900), industry if industries else np.zeros(900)
+    result = cs_neutralize(values, day, exposures, industry if industries else None, weight if weighted else None, mask)
+    for one in range(12):
+        here = day == one
+        for column in range(3):
+            expected = residual_by_lstsq(values[here, column], exposures[here], used_industry[here], used_weight[here],
+                                         mask[here])
+            np.testing.assert_allclose(result[here, column], expected, rtol=1e-7, atol=1e-8)
+    assert np.isnan(result[day == 5]).all() and np.isfinite(result[~mask]).any()
+    if industries:
+        assert np.isfinite(result[(day == 1) & (industry == 3)]).any()
+    assert not np.isinf(result).any()
+
+
+def test_residuals_are_orthogonal_and_neutralising_twice_changes_nothing():
+    values, day, exposures, industry, weight, mask = neutral_rows(9)
+    result = cs_neutralize(values, day, exposures, industry, weight, mask)
+    np.testing.assert_allclose(cs_neutralize(result, day, exposures, industry, weight, mask), result, rtol=1e-8, atol=1e-9)
+    for one in range(12):
+        for column in range(3):
+            used = (day == one) & mask & (np.nan_to_num(weight) > 0) & np.isfinite(result[:, column])
+            weighted = weight[used] * result[used, column]
+            np.testing.assert_allclose(weighted @ exposures[used] / [1, 3e5], 0, atol=1e-8)
+            for name in np.unique(industry[used]):
+                assert abs(weighted[industry[used] == name].sum()) < 1e-9
+    single = cs_neutralize(values[:, 1].astype(np.float32), day, exposures, industry, weight, mask)
+    assert single.dtype == np.float32 and single.shape == (900,)
+    np.testing.assert_allclose(single, result[:, 1], rtol=1e-4, atol=1e-4)
+    moved = values.copy()
+    moved[~mask] += 7  # those outside do not move the others
+    np.testing.assert_array_equal(cs_neutralize(moved, day, exposures, industry, weight, mask)[mask], result[mask])
+
+
+def test_repeated_constant_and_absent_exposures():
+    values, day, exposures, industry, weight, mask = neutral_rows(5)
+    expected = cs_neutralize(values, day, exposures, industry, weight, mask)
+    repeated = np.c_[exposures, exposures[:, 0], 2 * exposures[:, 0] - 3e-4 * exposures[:, 1], np.full(900, 0.1), industry == 3]
+    result = cs_neutralize(values, day, repeated, industry, weight, mask)
+    assert 0 < np.isfinite(result).sum() <= np.isfinite(expected).sum()  # more coefficients: some small days are gone
+    both = np.isfinite(result) & ~((day == 2)[:, None])
+    np.testing.assert_allclose(result[both], expected[both], rtol=1e-6, atol=1e-7)
+    only = cs_neutralize(values, day, np.empty((900, 0)), industry)
+    known = np.isfinite(values[:, 1]) & (industry >= 0)
+    groups = pd.Series(values[known, 1]).groupby([day[known], industry[known]])
+    np.testing.assert_allclose(only[known, 1], values[known, 1] - groups.transform("mean"), atol=1e-12)
+    of_industry = cs_neutralize(values, day, np.c_[exposures, 0.1 * industry + 0.7], industry, weight, mask & (industry != 3))
+    without = cs_neutralize(values, day, exposures, industry, weight, mask & (industry != 3))
+    both = np.isfinite(of_industry)  # an exposure that the industries hold already has no effect, not even outside of them
+    np.testing.assert_allclose(of_industry[both], without[both], rtol=1e-7, atol=1e-8)
+    assert both[industry == 3].sum() > 100
+    few = cs_neutralize(np.arange(5.0), np.array([0, 0, 0, 1, 1]), np.empty((5, 0)), np.array([0, 1, 1, 0, 1]))
+    np.testing.assert_allclose(few, [0, -0.5, 0.5, np.nan, np.nan])
+    assert cs_neutralize(np.empty((0, 2)), np.empty(0, int), np.empty((0, 1))).shape == (0, 2)
+
+
+def test_winsorize_and_neutralize_refuse_wrong_rows():
+    values, day = np.zeros((4, 2)), np.zeros(4, int)
+    for call in (lambda: cs_winsorize(values, day[:3]), lambda: cs_winsorize(values[None], day),
+                 lambda: cs_neutralize(values, day, values[:3]), lambda: cs_neutralize(values, day, values[:, 0]),
+                 lambda: cs_neutralize(values, day, values, day[:2]),
+                 lambda: cs_neutralize(values, day, values, None, np.ones(5)),
+                 lambda: cs_neutralize(values, day, values, mask=np.ones(4))):
+        with pytest.raises(ShapeError):
+            call()
+    for call in (lambda: cs_winsorize(values, day - 1), lambda: cs_neutralize(values, day - 1, values)):
+        with pytest.raises(DataError):
+            call()
+    for method, limits in (("rank", None), ("quantile", 0.5), ("mad", -1), ("std", np.inf), ("std", "a")):
+        with pytest.raises(ConfigError):
+            cs_winsorize(values, day, method, limits)
