@@ -131,7 +131,8 @@ def _read_call(node: ast.Call, variable: str, method: str, use: _Use, explained:
     elif spread and function.attr == method:
         through_super = isinstance(function.value, ast.Call) and _is(function.value.func, "super")
         use.forwarded = True
-        use.passed_positional = len(node.args) - (0 if through_super else 1)
+        given = sum(not isinstance(argument, ast.Starred) for argument in node.args)
+        use.passed_positional = given - (0 if through_super else 1)
         use.passed_names = {k.arg for k in node.keywords if k.arg is not None}
         explained |= {id(value) for value in spread}
 

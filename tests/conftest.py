@@ -9,7 +9,8 @@ REAL_DATA = Path(os.environ.get("QLIB_EXT_REAL_DATA") or Path(__file__).resolve(
 
 
 def pytest_configure(config):
-    """One thread: the tests are small, and the machine may be shared."""
+    """One thread: the tests are small, and the machine may be shared. No cache of features but where a test asks for one."""
+    os.environ["QLIB_EXT_CACHE"] = "off"
     try:
         import torch
     except ImportError:

@@ -18,6 +18,7 @@ from qlib.utils import init_instance_by_config
 from qlib_ext.data.leaks import feature_faults, processor_faults, refuse
 from qlib_ext.data.panel import MISSING_ROWS, Block, Panel
 from qlib_ext.data.segments import SPARE_DAYS, label_offset, segment_positions, trim_segments
+from qlib_ext.data.threads import run
 from qlib_ext.data.universe import universe_grid, universe_mask
 from qlib_ext.errors import ConfigError, DataError, ExtError
 from qlib_ext.store.metadata import check_store, fingerprint
@@ -156,7 +157,7 @@ class PanelDatasetH(DatasetH):
         label_raw = index.align(raw["label"])
         _check_labels_untouched(index.align(handler._infer["label"]), label_raw, handler)
         label_eval = index.align(evaluated["label"])
-        block = Block(_table(features), self.window, [str(c) for c in features.columns])
+        block = Block(_feature_values(handler, features), self.window, [str(c) for c in features.columns])
         if not self.keep_frames:
             _release(handler)
         days, instruments = index.days, index.instruments
@@ -239,15 +240,28 @@ def _loaded_span(name: str, pair, days: np.ndarray) -> tuple[int, int]:
     return first, last + 1
 
 
+def _feature_values(handler, features: pd.DataFrame) -> np.ndarray:
+    """``[r+1, f]`` float32 with the NaN row: the handler's own array where it has one."""
+    values = handler.feature_values() if hasattr(handler, "feature_values") else None
+    if values is None:
+        return _table(features)
+    infinite = np.concatenate(run(lambda part: np.isinf(part).sum(axis=0, keepdims=True), np.array_split(values, max(len(values) // 16384, 1)))).sum(axis=0)
+    _refuse_infinite(infinite, features.columns)
+    return values
+
+
+def _refuse_infinite(counts: np.ndarray, columns: pd.Index) -> None:
+    if counts.any():
+        found = {str(columns[k]): int(counts[k]) for k in np.flatnonzero(counts)}
+        raise DataError(f"infinite features (rows by column): {found}; clip them (RobustZScoreNorm clip_outlier) or drop the columns")
+
+
 def _table(frame: pd.DataFrame) -> np.ndarray:
     """``[r+1, f]`` float32 with the NaN row, copied some columns at a time."""
     values = np.full((len(frame) + 1, frame.shape[1]), np.nan, np.float32)
     for first in range(0, frame.shape[1], 16):
         part = frame.iloc[:, first:first + 16].to_numpy(np.float32)
-        infinite = np.isinf(part).sum(axis=0)
-        if infinite.any():
-            columns = {str(frame.columns[first + k]): int(infinite[k]) for k in np.flatnonzero(infinite)}
-            raise DataError(f"infinite features (rows by column): {columns}; clip them (RobustZScoreNorm clip_outlier) or drop the columns")
+        _refuse_infinite(np.isinf(part).sum(axis=0), frame.columns[first:first + 16])
         values[:-1, first:first + 16] = part
     return values
 

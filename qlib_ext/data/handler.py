@@ -1,10 +1,16 @@
-"""Qlib's feature handlers with a smaller memory: change ``module_path`` and nothing else.
+"""Qlib's feature handlers at memory speed: change ``module_path`` and nothing else.
 
-With ``drop_raw: true`` Qlib loses the raw labels, so that `SignalRecord` stores no label and no metric can be made; these
-subclasses keep that one column. And where the learn processors touch labels only (`fields_group: label`), the learning table shares the
-features of the inference table: it is put together when somebody asks for it, not held as a second copy.
+They hold one float32 table of the rows that are present (`qlib_ext.data.table`), filled by the compiled formulas of
+`qlib_ext.factors` (expressions that are none of these are Qlib's work and are joined), processed in place, and shown as Qlib's frames
+where somebody asks. Qlib's processors are replaced by those of the same name in `qlib_ext.data.processor`; with any other processor
+(your own, say), or learn processors that touch features, tables are frames and are copied as Qlib does.
 
-Before anything is loaded they hold their expressions against the store, where Qlib would go on with columns of NaN that `Fillna`
+- The raw features are overwritten; who asks for them (DK_R) gets them loaded again. The raw labels are always kept: with
+  ``drop_raw: true`` Qlib loses them, so that `SignalRecord` stores no label and no metric can be made.
+- Where the learn processors touch labels only (`fields_group: label`), the learning table shares the features of the inference
+  table: it is put together when somebody asks for it.
+
+Before anything is loaded the expressions are held against the store, where Qlib would go on with columns of NaN that `Fillna`
 turns into 0. Refused: no $factor (nobody can say whether prices are adjusted), no price or no volume, a field that a label or
 every feature needs, a name that the schema does not know, a damaged close, volume or factor, a universe without members. Warned
 of by name: features that need any other field ($vwap: Alpha158's VWAP0), and a store without $change (Qlib's exchange then knows
@@ -13,30 +19,33 @@ no price limits).
 
 from __future__ import annotations
 
-import re
+import inspect
 from pathlib import Path
 from typing import Callable, Iterable
 
+import numpy as np
 import pandas as pd
 from qlib.config import C
 from qlib.contrib.data import handler as qlib_handler
 from qlib.data import D
+from qlib.data.dataset import processor as qlib_processor
 from qlib.data.dataset.handler import DataHandlerLP
-from qlib.log import get_module_logger
+from qlib.data.dataset.loader import QlibDataLoader
+from qlib.log import TimeInspector, get_module_logger
 
+from qlib_ext.data import processor as own_processor
+from qlib_ext.data.array_loader import ArrayLoader, field_names
+from qlib_ext.data.arrays import ArrayProcessor
+from qlib_ext.data.segments import label_offset
+from qlib_ext.data.table import Table
 from qlib_ext.data.universe import list_universes, member_spans
-from qlib_ext.errors import DataError
+from qlib_ext.errors import ConfigError, DataError
 from qlib_ext.store.feature_files import damage, first_few, has_values
 from qlib_ext.store.schema import FIELDS, INDEX_NAMES, PRICES
 
 logger = get_module_logger("qlib_ext.handler")
 NEEDED = {*PRICES, "volume", "factor"}
 NO_CHANGE = "no instrument has $change: Qlib's exchange would let every order pass the price limits"
-
-
-def field_names(expressions: Iterable) -> set[str]:
-    """Names of the store's fields in some expressions."""
-    return {name.lower() for expression in expressions for name in re.findall(r"(?<!\$)\$(\w+)", str(expression))}
 
 
 def absent_fields(groups: dict, lacks: Callable[[set], Iterable[str]], needs: Iterable[str] = (),
@@ -65,19 +74,27 @@ def absent_fields(groups: dict, lacks: Callable[[set], Iterable[str]], needs: It
 
 
 class LeanHandler:
-    """Mixin for a `DataHandlerLP`; `label_frame(key)` gives the raw or the learning labels without the features."""
+    """Mixin for a `DataHandlerLP` on a `QlibDataLoader`; see the module's text. `label_frame(key)` gives labels without features."""
 
     needs = ("factor",)
+    _table: Table | None = None
+    _raw: pd.DataFrame | None = None
+    _raw_label = _learned = None
 
     def setup_data(self, *arguments, **options) -> None:
         """Qlib's `setup_data`, after a look at the store.
 
         Raises:
-            ConfigError: the store has no universe of the name of `instruments`.
-            DataError: the universe has no members, no instrument has a field that is needed, or a close, volume or factor is
+            ConfigError: the store has no universe of the name of `instruments`, or the dates hold no trading day.
+            DataError: the universe has no members, nobody has a row, no instrument has a field that is needed, or a field file is
                 damaged; see the module's text.
         """
         self.check_store()
+        if type(self.data_loader) is QlibDataLoader:
+            self.data_loader = ArrayLoader.like(self.data_loader)
+        if isinstance(self.data_loader, ArrayLoader):
+            self.data_loader.in_place = bool(self.shared_processors or self.infer_processors)
+        self._table = self._raw = self._infer = self._learn = None
         super().setup_data(*arguments, **options)
 
     def check_store(self) -> None:
@@ -105,49 +122,111 @@ class LeanHandler:
         if lacks({"change"}):
             logger.warning(NO_CHANGE)
 
+    # ---- the raw table ----------------------------------------------------------------------------------------------------
+    @property
+    def _data(self) -> pd.DataFrame:
+        """The raw table; loaded again where processors overwrote it (DataError if the store has changed meanwhile)."""
+        if self._raw is None:
+            if self.drop_raw or self._infer is None:
+                raise AttributeError("the raw table was dropped (drop_raw: true), or setup_data was not called")
+            logger.info("the raw features are loaded again: processors work in place")
+            self._raw = self.data_loader.load(self.instruments, self.start_time, self.end_time)
+            if self.data_loader.take_table().origin != self.origin_:
+                self._raw = None
+                raise DataError("the store changed after these features were computed: call setup_data again")
+        return self._raw
+
+    @_data.setter
+    def _data(self, frame: pd.DataFrame) -> None:
+        self._raw = frame
+
+    @_data.deleter
+    def _data(self) -> None:
+        self._raw = None
+
+    def __getstate__(self) -> dict:
+        return {name: value for name, value in super().__getstate__().items() if name != "_table"}
+
+    # ---- processing -------------------------------------------------------------------------------------------------------
     def process_data(self, with_fit: bool = False) -> None:
         """Qlib's `process_data`; see the module's text for what differs."""
-        self._raw_label = self._data[["label"]].copy() if self.drop_raw else None
+        table = self.data_loader.take_table() if isinstance(self.data_loader, ArrayLoader) else None
+        self._raw_label = self._raw[["label"]].copy() if "label" in self._raw else None
         self._learned = None
-        processors = self.learn_processors
-        if self.process_type != self.PTYPE_A or any(getattr(p, "fields_group", None) != "label" for p in processors):
+        labels_only = self._raw_label is not None and all(
+            getattr(p, "fields_group", None) == "label" for p in self.learn_processors)
+        if table is not None and labels_only and self._processes_in_place():
+            self._process_table(table, with_fit)
+        elif labels_only and self.process_type == self.PTYPE_A:
+            self._process_features(with_fit)
+        else:
             super().process_data(with_fit=with_fit)
             return
-        self.learn_processors = []
+        self._learned = self._run_proc_l(self._infer[["label"]].copy(), self.learn_processors, with_fit=with_fit,
+                                         check_for_infer=False)
+
+    def _processes_in_place(self) -> bool:
+        """Whether the processors before the learning table work on arrays, and both tables share their features."""
+        return (all(isinstance(p, ArrayProcessor) for p in [*self.shared_processors, *self.infer_processors])
+                and (self.process_type == self.PTYPE_A or not self.infer_processors))
+
+    def _process_table(self, table: Table, with_fit: bool) -> None:
+        """Shared and infer processors on the table itself."""
+        processors = [*self.shared_processors, *self.infer_processors]
+        self._raw = None if processors else self._raw
+        arrays = table.arrays()
+        for processor in processors:
+            if not processor.is_for_infer():
+                raise TypeError("Only processors usable for inference can be used in `infer_processors` ")
+            with TimeInspector.logt(type(processor).__name__):
+                if with_fit:
+                    processor.fit_arrays(arrays, table.index, table.names)
+                processor.apply_arrays(arrays, table.index, table.names)
+        self._table, self.origin_ = table, table.origin
+        self._infer = self._learn = table.frame()
+        if self.drop_raw:
+            del self._data
+
+    def _process_features(self, with_fit: bool) -> None:
+        """Shared and infer processors on frames; without learn processors the learning table is the inference table."""
+        processors, self.learn_processors = self.learn_processors, []
         try:
-            super().process_data(with_fit=with_fit)  # without learn processors the learning table is the inference table
+            super().process_data(with_fit=with_fit)
         finally:
             self.learn_processors = processors
         if self.drop_raw:  # an untouched column would keep the whole raw table alive
             for column in self._infer[["label"]].columns:
                 self._infer.isetitem(self._infer.columns.get_loc(column), self._infer[column].to_numpy(copy=True))
-        self._learned = self._run_proc_l(self._infer[["label"]].copy(), processors, with_fit=with_fit, check_for_infer=False)
+
+    # ---- what is asked for ------------------------------------------------------------------------------------------------
+    def feature_values(self) -> np.ndarray | None:
+        """The features of the inference table, ``[r+1, f]`` float32 with a NaN row at the end, without a copy; None where they are
+        held in frames only."""
+        return None if self._table is None else self._table.values["feature"]
 
     def label_frame(self, data_key: str) -> pd.DataFrame:
         """Columns ``("label", ...)`` of the raw (DK_R) or learning table (DK_L).
 
         Raises:
-            AttributeError: DK_R was dropped before it could be kept.
+            AttributeError: nothing was loaded.
         """
-        if data_key == self.DK_R and self.drop_raw:
-            if getattr(self, "_raw_label", None) is None:
-                raise AttributeError("the raw labels were not kept: call setup_data")
+        if data_key == self.DK_R:
+            if self._raw_label is None:
+                raise AttributeError("there are no raw labels: call setup_data")
             return self._raw_label
-        if data_key == self.DK_L and getattr(self, "_learned", None) is not None:
+        if data_key == self.DK_L and self._learned is not None:
             return self._learned
         return self._get_df_by_key(data_key)[["label"]]
 
     def release_features(self) -> None:
         """Free every feature; the labels stay."""
-        if not self.drop_raw:
-            self._data = self._data[["label"]].copy()
-        self._infer = self._learn = None
+        self._raw = self._infer = self._learn = self._table = None
 
     def _get_df_by_key(self, data_key: str = DataHandlerLP.DK_I) -> pd.DataFrame:
-        if data_key != self.DK_L or getattr(self, "_learned", None) is None:
+        if data_key != self.DK_L or self._learned is None:
             return super()._get_df_by_key(data_key)
         learned = self._learned
-        frame = self._infer if len(learned) == len(self._infer) else self._infer.loc[learned.index]
+        frame = self._infer if len(learned) == len(self._infer) else self._infer.take(_places(learned.index, self._infer.index))
         frame = frame.copy(deep=False)
         for column in learned.columns:
             frame.isetitem(frame.columns.get_loc(column), learned[column].to_numpy())
@@ -155,7 +234,7 @@ class LeanHandler:
 
     def fetch(self, selector=slice(None, None), level="datetime", col_set=DataHandlerLP.CS_ALL, data_key=DataHandlerLP.DK_I,
               **kwargs) -> pd.DataFrame:
-        """Qlib's `fetch`; with ``drop_raw=True`` it still answers ``col_set="label", data_key=DK_R``.
+        """Qlib's `fetch`; ``col_set="label", data_key=DK_R`` is answered without the raw features, also with ``drop_raw=True``.
 
         Raises:
             AttributeError: raw columns other than the label were asked for with ``drop_raw=True`` (the error Qlib raises).
@@ -164,6 +243,16 @@ class LeanHandler:
             labels = self.label_frame(data_key)
             return self._fetch_data(labels, selector=selector, level=level, col_set=col_set, **kwargs).copy()
         return super().fetch(selector, level=level, col_set=col_set, data_key=data_key, **kwargs)
+
+
+def _places(kept: pd.MultiIndex, index: pd.MultiIndex) -> np.ndarray:
+    """Positions of some rows of an index, both ordered alike."""
+    if all(one.equals(other) for one, other in zip(kept.levels, index.levels)):
+        width = len(index.levels[1])
+        numbers = [i.codes[0].astype(np.int64) * width + i.codes[1] for i in (index, kept)]
+        if (np.diff(numbers[0]) > 0).all():
+            return np.searchsorted(*numbers)
+    return index.get_indexer(kept)
 
 
 def _codes(instruments) -> list[str]:
@@ -180,17 +269,93 @@ def _needed_by(name: str, columns: list[str]) -> str:
     return "needed by " + first_few(columns)
 
 
-class Alpha158(LeanHandler, qlib_handler.Alpha158):
+class _FormulaHandler(LeanHandler):
+    """Keywords beside Qlib's.
+
+    Args:
+        label: as Qlib takes it, or ``{price: close | open | vwap, horizons: [5, 10]}``, see `label_fields`.
+        extra_fields: Qlib expressions of your own beside the formulas: ``{NAME: expression}``, or Qlib's ``[expressions, names]``.
+        cache: False keeps the computed features of this handler off the disk cache (README, Cache).
+    """
+
+    def __init__(self, *args, extra_fields=None, cache: bool = True, init_data: bool = True, **kwargs) -> None:
+        if isinstance(kwargs.get("label"), dict):
+            kwargs["label"] = label_fields(**kwargs["label"])
+        super().__init__(*args, init_data=False, **kwargs)
+        for name in ("shared_processors", "infer_processors", "learn_processors"):
+            setattr(self, name, [_own(processor) for processor in getattr(self, name)])
+        self.data_loader = ArrayLoader.like(self.data_loader)
+        self.data_loader.cache = bool(cache)
+        if extra_fields is not None:
+            self.data_loader.fields["feature"] = _with_extra(*self.data_loader.fields["feature"], extra_fields)
+        if init_data:
+            with TimeInspector.logt("Init data"):
+                self.setup_data()
+
+
+def label_fields(price: str = "close", horizons: int | Iterable[int] = 1, entry: int = 1) -> tuple[list[str], list[str]]:
+    """Labels of several horizons: bought `entry` trading days after the signal, sold `h` trading days later, at the same kind of price.
+
+    ``Ref($price, -(entry + h)) / Ref($price, -entry) - 1``, a fraction, named ``LABEL<h>D``.
+
+    Args:
+        price: ``close``, ``open`` or ``vwap``.
+        horizons: trading days held.
+        entry: 1 = the next trading day.
+
+    Raises:
+        ConfigError: another price; horizons or entry that are no whole numbers from 1 on, or twice the same horizon.
+    """
+    wanted = [horizons] if isinstance(horizons, int) else list(horizons)
+    if price not in ("close", "open", "vwap"):
+        raise ConfigError(f"label: price {price!r} is none of close, open, vwap")
+    if not wanted or any(type(h) is not int or h < 1 for h in [*wanted, entry]) or len(set(wanted)) < len(wanted):
+        raise ConfigError(f"label: horizons {horizons!r} and entry {entry!r} must be whole numbers of trading days from 1 on, each once")
+    return [f"Ref(${price}, -{entry + h}) / Ref(${price}, -{entry}) - 1" for h in wanted], [f"LABEL{h}D" for h in wanted]
+
+
+def _with_extra(expressions: list[str], names: list[str], extra) -> tuple[list[str], list[str]]:
+    """Qlib's columns and the user's behind them."""
+    if isinstance(extra, dict):
+        added = list(extra.values()), list(extra)
+    elif isinstance(extra, (list, tuple)) and len(extra) == 2 and all(isinstance(part, (list, tuple)) for part in extra):
+        added = list(extra[0]), list(extra[1])
+    elif isinstance(extra, (list, tuple)) and all(isinstance(part, str) for part in extra):
+        added = list(extra), list(extra)
+    else:
+        raise ConfigError(f"extra_fields={extra!r}: give {{NAME: expression}}, or [[expressions], [names]]")
+    twice = [name for name in added[1] if (names + added[1]).count(name) > 1]
+    if len(added[0]) != len(added[1]) or twice:
+        raise ConfigError(f"extra_fields: {len(added[0])} expressions, {len(added[1])} names; names that are taken already: {twice}: "
+                          "give every expression a name of its own")
+    for expression in added[0]:
+        label_offset([expression], "extra_fields")
+    return [*expressions, *added[0]], [*names, *added[1]]
+
+
+def _own(processor):
+    """The processor of `qlib_ext.data.processor` with the settings of one of Qlib's; others, and fitted ones, are left as they are."""
+    kind = type(processor)
+    if kind.__module__ != qlib_processor.__name__ or hasattr(processor, "cols") or not hasattr(own_processor, kind.__name__):
+        return processor
+    ours = getattr(own_processor, kind.__name__)
+    settings = {name: getattr(processor, name) for name in inspect.signature(ours.__init__).parameters if hasattr(processor, name)}
+    if getattr(processor, "zscore_func", None) is not None:
+        settings["method"] = "robust" if processor.zscore_func is qlib_processor.robust_zscore else "zscore"
+    return ours(**settings)
+
+
+class Alpha158(_FormulaHandler, qlib_handler.Alpha158):
     """Qlib's Alpha158 (same keywords, columns and values)."""
 
 
-class Alpha158vwap(LeanHandler, qlib_handler.Alpha158vwap):
+class Alpha158vwap(_FormulaHandler, qlib_handler.Alpha158vwap):
     """Qlib's Alpha158vwap: label from vwap to vwap."""
 
 
-class Alpha360(LeanHandler, qlib_handler.Alpha360):
+class Alpha360(_FormulaHandler, qlib_handler.Alpha360):
     """Qlib's Alpha360 (same keywords, columns and values)."""
 
 
-class Alpha360vwap(LeanHandler, qlib_handler.Alpha360vwap):
+class Alpha360vwap(_FormulaHandler, qlib_handler.Alpha360vwap):
     """Qlib's Alpha360vwap: label from vwap to vwap."""
