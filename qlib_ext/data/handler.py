@@ -151,7 +151,7 @@ class LeanHandler:
     def process_data(self, with_fit: bool = False) -> None:
         """Qlib's `process_data`; see the module's text for what differs."""
         table = self.data_loader.take_table() if isinstance(self.data_loader, ArrayLoader) else None
-        self._raw_label = self._raw[["label"]].copy() if "label" in self._raw else None
+        self._raw_label = self._data[["label"]].copy() if "label" in self._data else None
         self._learned = None
         labels_only = self._raw_label is not None and all(
             getattr(p, "fields_group", None) == "label" for p in self.learn_processors)
@@ -293,7 +293,7 @@ class _FormulaHandler(LeanHandler):
                 self.setup_data()
 
 
-def label_fields(price: str = "close", horizons: int | Iterable[int] = 1, entry: int = 1) -> tuple[list[str], list[str]]:
+def label_fields(price: str = "close", horizons: int | Iterable[int] = 1, entry: int = 1, **unknown) -> tuple[list[str], list[str]]:
     """Labels of several horizons: bought `entry` trading days after the signal, sold `h` trading days later, at the same kind of price.
 
     ``Ref($price, -(entry + h)) / Ref($price, -entry) - 1``, a fraction, named ``LABEL<h>D``.
@@ -304,8 +304,10 @@ def label_fields(price: str = "close", horizons: int | Iterable[int] = 1, entry:
         entry: 1 = the next trading day.
 
     Raises:
-        ConfigError: another price; horizons or entry that are no whole numbers from 1 on, or twice the same horizon.
+        ConfigError: another price; horizons or entry that are no whole numbers from 1 on, or twice the same horizon; another keyword.
     """
+    if unknown:
+        raise ConfigError(f"label does not take {sorted(unknown)}; it takes price, horizons and entry")
     wanted = [horizons] if isinstance(horizons, int) else list(horizons)
     if price not in ("close", "open", "vwap"):
         raise ConfigError(f"label: price {price!r} is none of close, open, vwap")
@@ -328,7 +330,7 @@ def _with_extra(expressions: list[str], names: list[str], extra) -> tuple[list[s
     if len(added[0]) != len(added[1]) or twice:
         raise ConfigError(f"extra_fields: {len(added[0])} expressions, {len(added[1])} names; names that are taken already: {twice}: "
                           "give every expression a name of its own")
-    for expression in added[0]:
+    for expression in added[0] if C.registered else []:  # a check without Qlib reads them later
         label_offset([expression], "extra_fields")
     return [*expressions, *added[0]], [*names, *added[1]]
 

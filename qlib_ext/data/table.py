@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+SHARED = {} if int(pd.__version__.split(".")[0]) >= 3 else {"copy": False}
+"""Keywords with which `pd.concat` shares columns: pandas 3 does so anyway, and warns of the keyword."""
+
 
 @dataclass
 class Table:
@@ -33,7 +36,7 @@ class Table:
         groups = list(self.values) if groups is None else groups
         parts = [pd.DataFrame(self.values[group][:-1], index=self.index, columns=pd.MultiIndex.from_product([[group], self.names[group]]),
                               copy=False) for group in groups]
-        return parts[0] if len(parts) == 1 else pd.concat(parts, axis=1, copy=False)
+        return parts[0] if len(parts) == 1 else pd.concat(parts, axis=1, **SHARED)
 
 
 @dataclass
