@@ -20,6 +20,7 @@ from qlib_ext.data.cache import CacheDamaged, CacheEntry, default_cache
 from qlib_ext.data.field_reader import FieldReader
 from qlib_ext.data.table import Rows, Table
 from qlib_ext.data.threads import run
+from qlib_ext.errors import DataError
 from qlib_ext.factors import alpha158, rolling
 from qlib_ext.factors.alpha158 import Plan, read_plan
 from qlib_ext.store.feature_files import first_few
@@ -128,11 +129,18 @@ class ArrayLoader(QlibDataLoader):
             logger.warning(f"the field files of {first_few(uneven)} do not cover the same days: Qlib evaluates their features, slowly")
         for group, (expressions, names) in self.fields.items():
             for columns, codes in ((plans[group].unknown, rows.codes), (range(len(names)), uneven)):
-                if len(columns) and len(codes):
+                if not len(columns) or not len(codes):
+                    continue
+                try:
                     frame = _unfiltered(self).load_group_df(
                         {code: reader.spans[code] for code in codes}, [expressions[k] for k in columns],
                         [names[k] for k in columns], reader.start, reader.end, group)
-                    _align(frame, rows, list(columns), codes, table.values[group])
+                except ValueError as error:
+                    if codes is not uneven:
+                        raise
+                    raise DataError(f"Qlib cannot evaluate features of {first_few(uneven)}, whose field files do not cover the same days "
+                                    f"({error}): write their files anew") from error
+                _align(frame, rows, list(columns), codes, table.values[group])
 
 
 _FORMULAS = hashlib.blake2b("".join(map(inspect.getsource, (alpha158, rolling))).encode(), digest_size=16).hexdigest()
