@@ -227,3 +227,15 @@ def test_the_forking_workers_of_qlib_go_on_working(store, folder):
     qlib.init(provider_uri=str(store), region="cn", kernels=2, expression_cache=None, dataset_cache=None, logging_level=30)
     first = load(extra_fields={"MINE": "Std($close, 7)"})
     same(load(extra_fields={"MINE": "Std($close, 7)"}, cache=False), first)
+
+
+class Ahead(Alpha158):
+    """A feature that looks ahead (Qlib allows it) beside one that does not."""
+
+    def get_feature_config(self):
+        return ["Mean($close,5)/$close", "Ref($close,-1)/$close"] * 6, list("abcdefghijkl")
+
+
+def test_what_looks_ahead_is_not_stored(store, folder):
+    Ahead("some", **PLAIN)
+    assert not folder.exists()
