@@ -12,7 +12,7 @@ from typing import Iterable, Sequence
 import numpy as np
 import pandas as pd
 from qlib.data import D
-from qlib.data.data import DatasetD, LocalDatasetProvider
+from qlib.data.data import DatasetD, FeatureD, LocalDatasetProvider, LocalFeatureProvider
 from qlib.data.dataset.loader import QlibDataLoader
 from qlib.log import get_module_logger
 
@@ -51,8 +51,7 @@ class ArrayLoader(QlibDataLoader):
 
     def is_array(self) -> bool:
         """Whether a table can be made; everything else is Qlib's work."""
-        return bool(self.is_group and self.freq == "day" and not self.inst_processors and self.swap_level
-                    and type(getattr(DatasetD, "_provider", DatasetD)) is LocalDatasetProvider)
+        return bool(self.is_group and self.freq == "day" and not self.inst_processors and self.swap_level and _reads_files())
 
     def load(self, instruments=None, start_time=None, end_time=None) -> pd.DataFrame:
         """Qlib's `load`: rows (datetime, instrument), columns (group, name)."""
@@ -189,6 +188,13 @@ def _unfiltered(loader: ArrayLoader) -> QlibDataLoader:
     return made
 
 
+def _reads_files() -> bool:
+    """Whether Qlib is started on field files of this machine."""
+    dataset, features = (getattr(one, "_provider", None) for one in (DatasetD, FeatureD))
+    dataset = getattr(dataset, "provider", dataset)  # behind Qlib's own disk cache
+    return type(dataset) is LocalDatasetProvider and type(features) is LocalFeatureProvider and not features.backend
+
+
 def field_names(expressions: Iterable) -> set[str]:
     """Names of the store's fields in some expressions."""
     return {name.lower() for expression in expressions for name in re.findall(r"(?<!\$)\$(\w+)", str(expression))}
@@ -209,4 +215,5 @@ def _align(frame: pd.DataFrame, rows: Rows, columns: list[int], codes: Sequence[
         index = frame.index.remove_unused_levels()
         day = rows.days.get_indexer(index.levels[0])[index.codes[0]]
         stock = np.array([place[code] for code in index.levels[1]])[index.codes[1]]
-        values[np.ix_(rows.places[stock, day], columns)] = frame.to_numpy(np.float32)
+        row = rows.places[stock, day]
+        values[np.ix_(row[row >= 0], columns)] = frame.to_numpy(np.float32)[row >= 0]  # none where no field has a file

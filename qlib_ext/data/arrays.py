@@ -6,7 +6,6 @@ A processor is given `arrays`, group of columns ("feature", "label") -> float32 
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import Dict, List, Optional, Sequence, Tuple, Union
 
 import numpy as np
@@ -14,6 +13,7 @@ import pandas as pd
 from qlib.data.dataset.processor import Processor
 
 from qlib_ext.data.columns import BLOCK, column_blocks, row_blocks, scale
+from qlib_ext.data.table import side_by_side
 from qlib_ext.data.threads import run
 from qlib_ext.data.universe import index_levels, universe_mask
 from qlib_ext.errors import ConfigError, DataError, NotFittedError
@@ -21,9 +21,6 @@ from qlib_ext.errors import ConfigError, DataError, NotFittedError
 Arrays = Dict[str, np.ndarray]
 Columns = Dict[str, List[str]]
 Group = Union[None, str, Sequence[str]]
-
-# how pandas 2 is told to put frames together without copying them; pandas 3 always does
-_SHARING = [] if int(pd.__version__.split(".")[0]) >= 3 else ["mode.copy_on_write", True]
 
 
 def group_positions(columns: pd.Index) -> Dict[str, np.ndarray]:
@@ -95,8 +92,7 @@ def _put_together(df: pd.DataFrame, positions: Dict[str, np.ndarray], arrays: Ar
         number, column = place[first]
         parts.append(df.iloc[:, first:last] if number < 0 else
                      pd.DataFrame(tables[number][:, column:column + last - first], index=df.index, copy=False))
-    with pd.option_context(*_SHARING) if _SHARING else nullcontext():
-        result = parts[0] if len(parts) == 1 else pd.concat(parts, axis=1)
+    result = side_by_side(parts)
     result.columns = df.columns
     return result
 

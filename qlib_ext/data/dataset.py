@@ -146,8 +146,7 @@ class PanelDatasetH(DatasetH):
         if getattr(handler, "_infer", None) is None:
             raise ConfigError("the handler holds no features: a pickled dataset needs setup_data(handler_kwargs={'init_type': "
                               "'load_state'}) first; a handler whose frames were freed (keep_frames: false) serves one dataset only")
-        features = handler._infer["feature"]
-        index = _RowIndex(features.index)
+        index = _RowIndex(handler._infer.index)
         raw, learned = _labels(handler, DataHandlerLP.DK_R), _labels(handler, DataHandlerLP.DK_L)["label"]
         evaluated = raw
         for processor in handler.learn_processors:
@@ -157,7 +156,8 @@ class PanelDatasetH(DatasetH):
         label_raw = index.align(raw["label"])
         _check_labels_untouched(index.align(handler._infer["label"]), label_raw, handler)
         label_eval = index.align(evaluated["label"])
-        block = Block(_feature_values(handler, features), self.window, [str(c) for c in features.columns])
+        values, names = _features(handler)
+        block = Block(values, self.window, names)
         if not self.keep_frames:
             _release(handler)
         days, instruments = index.days, index.instruments
@@ -240,14 +240,16 @@ def _loaded_span(name: str, pair, days: np.ndarray) -> tuple[int, int]:
     return first, last + 1
 
 
-def _feature_values(handler, features: pd.DataFrame) -> np.ndarray:
-    """``[r+1, f]`` float32 with the NaN row: the handler's own array where it has one."""
+def _features(handler) -> tuple[np.ndarray, list[str]]:
+    """Values ``[r+1, f]`` float32 with the NaN row, the handler's own array where it has one, and the names of the columns."""
     values = handler.feature_values() if hasattr(handler, "feature_values") else None
     if values is None:
-        return _table(features)
-    infinite = np.concatenate(run(lambda part: np.isinf(part).sum(axis=0, keepdims=True), np.array_split(values, max(len(values) // 16384, 1)))).sum(axis=0)
-    _refuse_infinite(infinite, features.columns)
-    return values
+        features = handler._infer["feature"]
+        return _table(features), [str(name) for name in features.columns]
+    names = handler._infer.columns[handler._infer.columns.get_loc("feature")].get_level_values(1)
+    parts = np.array_split(values, max(len(values) // 16384, 1))
+    _refuse_infinite(np.sum(run(lambda part: np.isinf(part).sum(axis=0), parts), axis=0), names)
+    return values, [str(name) for name in names]
 
 
 def _refuse_infinite(counts: np.ndarray, columns: pd.Index) -> None:

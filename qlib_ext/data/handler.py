@@ -234,12 +234,12 @@ class LeanHandler:
 
     def fetch(self, selector=slice(None, None), level="datetime", col_set=DataHandlerLP.CS_ALL, data_key=DataHandlerLP.DK_I,
               **kwargs) -> pd.DataFrame:
-        """Qlib's `fetch`; ``col_set="label", data_key=DK_R`` is answered without the raw features, also with ``drop_raw=True``.
+        """Qlib's `fetch`; labels alone are the caller's own, and raw ones are there without the features and with ``drop_raw=True``.
 
         Raises:
             AttributeError: raw columns other than the label were asked for with ``drop_raw=True`` (the error Qlib raises).
         """
-        if col_set == "label" and data_key in (self.DK_R, self.DK_L):
+        if col_set == "label" and self._raw_label is not None:
             labels = self.label_frame(data_key)
             return self._fetch_data(labels, selector=selector, level=level, col_set=col_set, **kwargs).copy()
         return super().fetch(selector, level=level, col_set=col_set, data_key=data_key, **kwargs)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-SHARED = {} if int(pd.__version__.split(".")[0]) >= 3 else {"copy": False}
-"""Keywords with which `pd.concat` shares columns: pandas 3 does so anyway, and warns of the keyword."""
+# how pandas 2 is told to put frames together without copying them; pandas 3 always does
+_SHARING = [] if int(pd.__version__.split(".")[0]) >= 3 else ["mode.copy_on_write", True]
+
+
+def side_by_side(parts: list[pd.DataFrame]) -> pd.DataFrame:
+    """Frames of the same rows as one frame, sharing their memory."""
+    with pd.option_context(*_SHARING) if _SHARING else nullcontext():
+        return parts[0] if len(parts) == 1 else pd.concat(parts, axis=1)
 
 
 @dataclass
@@ -36,7 +43,7 @@ class Table:
         groups = list(self.values) if groups is None else groups
         parts = [pd.DataFrame(self.values[group][:-1], index=self.index, columns=pd.MultiIndex.from_product([[group], self.names[group]]),
                               copy=False) for group in groups]
-        return parts[0] if len(parts) == 1 else pd.concat(parts, axis=1, **SHARED)
+        return side_by_side(parts)
 
 
 @dataclass

@@ -113,6 +113,74 @@ def test_order_statistics(seed):
     np.testing.assert_array_equal(equal, np.nan_to_num(by_window(values, lambda p: (p == p[-1]).sum())))
 
 
+def wild(seed: int) -> np.ndarray:
+    """`series` with both infinities, and nothing known at the beginning."""
+    values = series(seed)
+    values[::11], values[5::13], values[:PAD + 3] = -np.inf, np.inf, np.nan
+    return values
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_running_numbers(seed):
+    values = wild(seed)
+    value, mask, last, count, index, square = rolling.known(values)
+    there, places = np.isfinite(values), np.arange(len(values))
+    np.testing.assert_array_equal(value, np.where(there, values, 0))
+    np.testing.assert_array_equal(mask, there)
+    np.testing.assert_array_equal(last, [next((x for x in values[s::-1] if np.isfinite(x)), 0) for s in places])
+    for running, part in ((count, there), (index, there * places), (square, there * places ** 2)):
+        np.testing.assert_array_equal(running, [part[:s].sum() for s in range(len(values) + 1)])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_sums_of_lags(seed):
+    values = wild(seed)
+    split, s1, s2, sx = moments_of(values)
+    for w, window in enumerate(WINDOWS):
+        for t in range(DAYS):
+            part = values[PAD + t - window + 1:PAD + t + 1].astype(np.float64)
+            lag, there = np.arange(window)[::-1], np.isfinite(part)
+            d = part[there] - split[2][PAD + t]
+            np.testing.assert_allclose([s1[w, t], s2[w, t], sx[w, t]], [d.sum(), (d * d).sum(), (lag[there] * d).sum()], 1e-12, 1e-12)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize("start", [0, PAD, PAD + 20])
+def test_extremes_of_a_stock_that_begins_late(sign, start):
+    """Before its first bar a stock has no unknown days: windows are shorter there."""
+    values = wild(1)
+    values[:start] = np.nan
+    extreme, age = np.empty((len(WINDOWS), DAYS)), np.empty((len(WINDOWS), DAYS), np.int32)
+    rolling.extremes(values, PAD, DAYS, start, WINDOWS, sign, extreme, age)
+    for w, window in enumerate(WINDOWS):
+        for t in range(max(start - PAD, 0), DAYS):
+            part = sign * np.where(np.isfinite(values), values, np.nan)[max(PAD + t - window + 1, start):PAD + t + 1]
+            assert age[w, t] == len(part) - 1 - np.argmax(part)
+            assert sign * extreme[w, t] == (-np.inf if np.isnan(part).all() else np.nanmax(part))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_places_count_what_is_finite_only(seed):
+    """Of windows whose last value is known; the others have no rank."""
+    values = wild(seed)
+    below, equal = np.empty((len(WINDOWS), DAYS), np.int32), np.empty((len(WINDOWS), DAYS), np.int32)
+    rolling.places(values, PAD, DAYS, WINDOWS, below, equal)
+    known = np.isfinite(values[PAD:])
+    expected = np.nan_to_num(by_window(values, lambda p: (finite(p) < p[-1]).sum()))
+    np.testing.assert_array_equal(equal[:, known], np.nan_to_num(by_window(values, lambda p: (p == p[-1]).sum()))[:, known])
+    np.testing.assert_array_equal(below[:, known], expected[:, known])
+
+
+@pytest.mark.parametrize("windows", [[1], [1, 2, 3], [13]])
+def test_other_windows(windows, monkeypatch):
+    """One day, neighbours, and one that reaches to the first place."""
+    monkeypatch.setitem(globals(), "WINDOWS", np.array(windows))
+    test_moments(0)
+    test_sums_and_pairs()
+    test_extremes(1.0, np.max, 0)
+    test_order_statistics(0)
+
+
 # ---- the formulas -------------------------------------------------------------------------------------------------------------
 def bars(fields: list[str], days: int, seed: int = 0) -> np.ndarray:
     """``[k, 3, s]`` plausible bars with gaps."""
