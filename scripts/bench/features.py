@@ -6,7 +6,8 @@
     python scripts/bench/features.py --stocks 5000 --days 2430 --peers ours  # one random market; memory
 
 Every measurement is a process of its own, peers take turns, medians are compared. Both handlers run RobustZScoreNorm and Fillna; Qlib
-has all processors of the machine (its default). `limit` reads the raw field files and writes an array as large as the result once.
+is started with a worker for each processor (its default leaves two unused). `limit` reads the raw field files and writes an array as
+large as the result once.
 "compiled" is the first load of a process, which reads our compiled code from disk, "again" the second one; run the script twice after
 an installation, the first time compiles (the seconds are printed). The disk cache is off, but for `--peers cached`.
 """
@@ -85,7 +86,7 @@ def measure_here(peer: str, options: argparse.Namespace) -> None:
     """What one process prints: seconds of two loads, rows, columns, bytes above what it held before, bytes of the result."""
     import qlib
     os.environ["QLIB_EXT_CACHE"] = options.cache if peer == "cached" else "off"
-    qlib.init(provider_uri=options.store, region="cn", logging_level=40)
+    qlib.init(provider_uri=options.store, region="cn", logging_level=40, kernels=len(os.sched_getaffinity(0)))
     importlib.import_module("qlib.contrib.data.handler" if peer == "qlib" else "qlib_ext.data.handler")
     before, took = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, []
     for _ in range(1 if peer == "qlib" else 2):

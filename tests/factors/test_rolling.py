@@ -159,10 +159,11 @@ def test_extremes_of_a_stock_that_begins_late(sign, start):
             assert sign * extreme[w, t] == (-np.inf if np.isnan(part).all() else np.nanmax(part))
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_places_count_what_is_finite_only(seed):
+@pytest.mark.parametrize("infinity", [np.inf, -np.inf])
+def test_places_count_what_is_finite_only(infinity):
     """Of windows whose last value is known; the others have no rank."""
-    values = wild(seed)
+    values = series(0)
+    values[::11] = infinity
     below, equal = np.empty((len(WINDOWS), DAYS), np.int32), np.empty((len(WINDOWS), DAYS), np.int32)
     rolling.places(values, PAD, DAYS, WINDOWS, below, equal)
     known = np.isfinite(values[PAD:])
@@ -178,7 +179,12 @@ def test_other_windows(windows, monkeypatch):
     test_moments(0)
     test_sums_and_pairs()
     test_extremes(1.0, np.max, 0)
-    test_order_statistics(0)
+    test_extremes_of_a_stock_that_begins_late(-1.0, PAD + 20)
+    values, lower, upper = wild(0), np.empty(DAYS), np.empty(DAYS)
+    for w, window in enumerate(windows):
+        rolling.quantiles(values, PAD, DAYS, window, 0.2, 0.8, lower, upper)
+        np.testing.assert_allclose(lower, by_window(values, lambda p: np.quantile(finite(p), 0.2))[w], rtol=1e-13)
+        np.testing.assert_allclose(upper, by_window(values, lambda p: np.quantile(finite(p), 0.8))[w], rtol=1e-13)
 
 
 # ---- the formulas -------------------------------------------------------------------------------------------------------------
