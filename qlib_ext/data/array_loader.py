@@ -107,7 +107,7 @@ class ArrayLoader(QlibDataLoader):
         if cache is None:
             return _computed(plan, reader, rows, width)
         known = read_plan(expressions)
-        key = {"expressions": expressions, "instruments": repr(instruments), "filter": repr(self.filter_pipe),
+        key = {"expressions": expressions, "instruments": repr(_as_text(instruments)), "filter": repr(_as_text(self.filter_pipe)),
                "start": str(reader.start), "fields": reader.fields, "formulas": _FORMULAS}
         key = hashlib.blake2b(json.dumps(key).encode(), digest_size=16).hexdigest()
         with cache.entry(key, len(expressions), f"{len(expressions)} features of {str(instruments)[:40]} from {reader.start:%Y-%m-%d}") \
@@ -143,6 +143,13 @@ class ArrayLoader(QlibDataLoader):
 
 
 _FORMULAS = hashlib.blake2b("".join(map(inspect.getsource, (alpha158, rolling))).encode(), digest_size=16).hexdigest()
+
+
+def _as_text(config):
+    """What a configuration says, without addresses and abbreviations."""
+    if isinstance(config, (str, dict, type(None))):
+        return config
+    return [str(one) if isinstance(one, str) else one.to_config() if hasattr(one, "to_config") else one for one in config]
 
 
 def _computed(plan: Plan, reader: FieldReader, rows: Rows, width: int) -> np.ndarray:

@@ -150,7 +150,7 @@ def places(series, first, days, windows, below, equal):
     for lag in range(windows[-1]):
         part = series[first - lag:first - lag + days]
         for t in range(days):
-            less[t] += np.int32(part[t] < today[t])
+            less[t] += np.int32((part[t] < today[t]) & (part[t] != -np.inf))
             same[t] += np.int32(part[t] == today[t])
         if lag + 1 == windows[w]:
             below[w, :days] = less

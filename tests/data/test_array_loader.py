@@ -1,4 +1,4 @@
-"""The array loader where a store or a request is odd: files that end early, doubled codes, dated filters, an entry half stored."""
+"""The array loader where a store or a request is odd: short files, doubled codes, dated filters, an entry in parts."""
 
 import logging
 import os
@@ -26,9 +26,12 @@ from tiny_market_store import start_qlib
 
 PLAIN = {"infer_processors": [], "learn_processors": []}
 FIT = {"fit_start_time": "2020-02-03", "fit_end_time": "2020-06-30"}
-ROBUST = [{"class": "RobustZScoreNorm", "kwargs": {"fields_group": "feature"}}, {"class": "Fillna", "kwargs": {"fields_group": "feature"}}]
+ROBUST = [{"class": "RobustZScoreNorm", "kwargs": {"fields_group": "feature"}},
+          {"class": "Fillna", "kwargs": {"fields_group": "feature"}}]
 CALM = [f"SH{600000 + k}" for k in (0, 2, 3, 8, 10, 12, 13, 18, 20, 21, 22)]  # Qlib's carried rounding stays within the tolerance
 PAIR = ["SH600000", "SH600002"]
+DATED = "$close>10", "2020-04-01", "2020-07-01"
+SEGMENTS = {"train": ["2020-02-03", "2020-06-30"], "test": ["2020-08-03", "2020-10-30"]}
 KEYS = (DataHandlerLP.DK_I, DataHandlerLP.DK_L, DataHandlerLP.DK_R)
 
 
@@ -111,8 +114,8 @@ def load(instruments="some", start="2020-02-03", end="2020-09-30", **options) ->
     {"instruments": np.array(PAIR)}, {"instruments": pd.Index(PAIR)},
     {"instruments": PAIR, "start_time": "2020-03-02 10:00", "end_time": pd.Timestamp("2020-07-03 09:00")},
     {"instruments": CALM, "start_time": "2020-05-04", "end_time": "2020-05-04"},
-    {"instruments": "all", "start_time": "2020-06-01", "filter_pipe": [ExpressionDFilter("$close>10", "2020-04-01", "2020-07-01")]},
-    {"instruments": "all", "start_time": "2020-06-01", "filter_pipe": [ExpressionDFilter("$close>10", "2020-04-01", "2020-07-01", True)]},
+    {"instruments": "all", "start_time": "2020-06-01", "filter_pipe": [ExpressionDFilter(*DATED)]},
+    {"instruments": "all", "start_time": "2020-06-01", "filter_pipe": [ExpressionDFilter(*DATED, True)]},
 ], ids=["lower case", "doubled", "array", "index", "hours", "one day", "dated filter", "dated filter that keeps"])
 def test_requests(options):
     both(**options)
@@ -134,7 +137,8 @@ def test_what_is_left_to_qlib(change):
 
 def test_remote_stores_are_left_to_qlib(monkeypatch):
     loader = ArrayLoader.like(theirs.Alpha158(CALM, init_data=False, **PLAIN).data_loader)
-    for dataset, features, array in ((SimpleNamespace(), LocalFeatureProvider(), False), (LocalDatasetProvider(), SimpleNamespace(), False),
+    for dataset, features, array in ((SimpleNamespace(), LocalFeatureProvider(), False),
+                                     (LocalDatasetProvider(), SimpleNamespace(), False),
                                      (SimpleNamespace(provider=LocalDatasetProvider()), LocalFeatureProvider(), True),
                                      (LocalDatasetProvider(), LocalFeatureProvider(backend={"class": "Other"}), False)):
         monkeypatch.setattr(array_loader, "DatasetD", SimpleNamespace(_provider=dataset))
@@ -190,8 +194,8 @@ def test_a_field_of_the_user_with_bars_of_its_own(store, name, width):
     extra = {"T5": "Mean($turnover, 5)", "T": "$turnover", "B": "$open / $close"}
     frame = getattr(ours, name)(CALM, "2020-03-02", "2020-09-30", extra_fields=extra, **PLAIN)._data["feature"]
     assert list(frame.columns[width:]) == list(extra)
-    expected = D.features(CALM, list(extra.values()), "2020-03-02", "2020-09-30").swaplevel().sort_index().set_axis(list(extra), axis=1)
-    alike(frame[list(extra)], expected.reindex(frame.index))
+    expected = D.features(CALM, list(extra.values()), "2020-03-02", "2020-09-30").swaplevel().sort_index()
+    alike(frame[list(extra)], expected.set_axis(list(extra), axis=1).reindex(frame.index))
     assert frame["T"].notna().sum() > 150
     rest = getattr(ours, name)(CALM, "2020-03-02", "2020-09-30", **PLAIN)._data["feature"]
     alike(frame.iloc[:, :width], rest.reindex(frame.index), atol=1e-4, rtol=1e-4)  # Qlib evaluates SH600002 now
@@ -271,7 +275,7 @@ def test_a_panel_of_stored_and_joined_features_is_no_copy(store, folder, cached)
                          "extra_fields": {"MINE": "Std($close, 7)/$close"}}}
     expected = None
     for _ in range(2):
-        dataset = PanelDatasetH(config, {"train": ["2020-02-03", "2020-06-30"], "test": ["2020-08-03", "2020-10-30"]}, keep_frames=True)
+        dataset = PanelDatasetH(config, SEGMENTS, keep_frames=True)
         values = dataset.panel().blocks["stock"].values
         assert np.shares_memory(values, dataset.handler.feature_values()) and values.shape[1] == 159
         assert np.shares_memory(values, dataset.handler.fetch(col_set="feature").to_numpy())
@@ -287,7 +291,8 @@ def entries(folder: Path) -> int:
 
 
 @pytest.mark.parametrize("options", [
-    {"instruments": CALM}, {"instruments": np.array(CALM)}, {"instruments": {code: [("2020-03-02", "2020-12-31")] for code in CALM}},
+    {"instruments": CALM}, {"instruments": np.array(CALM)},
+    {"instruments": {code: [("2020-03-02", "2020-12-31")] for code in CALM}},
     {"filters": lambda: [NameDFilter("SH60000[0-9]")]}, {"filters": lambda: [ExpressionDFilter("$close>Ref($close,1)")]},
     {"config": lambda: D.instruments("some", [NameDFilter("SH60000[0-9]")])},
 ], ids=["list", "array", "spans", "names", "expression", "config"])
@@ -302,7 +307,8 @@ def test_the_same_request_is_computed_once(store, folder, computed, options):
     assert len(computed) == 1 and entries(folder) == 1
 
 
-@pytest.mark.parametrize("first, second", [(NameDFilter("SH60000[0-3]"), NameDFilter("SH60000[4-9]")), (None, NameDFilter("SH60000[4-9]"))])
+@pytest.mark.parametrize("first, second", [(NameDFilter("SH60000[0-3]"), NameDFilter("SH60000[4-9]")),
+                                           (None, NameDFilter("SH60000[4-9]"))])
 def test_other_filters_are_other_requests(store, folder, first, second):
     for one in (first, second, first):
         pipe = None if one is None else [one]

@@ -141,7 +141,8 @@ def test_sums_of_lags(seed):
             part = values[PAD + t - window + 1:PAD + t + 1].astype(np.float64)
             lag, there = np.arange(window)[::-1], np.isfinite(part)
             d = part[there] - split[2][PAD + t]
-            np.testing.assert_allclose([s1[w, t], s2[w, t], sx[w, t]], [d.sum(), (d * d).sum(), (lag[there] * d).sum()], 1e-12, 1e-12)
+            expected = [d.sum(), (d * d).sum(), (lag[there] * d).sum()]
+            np.testing.assert_allclose([s1[w, t], s2[w, t], sx[w, t]], expected, 1e-12, 1e-12)
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
