@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import re
 import warnings
@@ -21,8 +20,8 @@ from qlib_ext.data.field_reader import FieldReader
 from qlib_ext.data.table import Rows, Table
 from qlib_ext.data.threads import run
 from qlib_ext.errors import DataError
-from qlib_ext.factors import alpha158, rolling
 from qlib_ext.factors.alpha158 import Plan, read_plan
+from qlib_ext.jit import FORMULAS, source_digest
 from qlib_ext.store.feature_files import first_few
 
 logger = get_module_logger("qlib_ext.array_loader")
@@ -103,7 +102,8 @@ class ArrayLoader(QlibDataLoader):
         """``[r+1, c]`` of a group, its last row NaN; what Qlib has to evaluate is not set yet."""
         expressions = [str(one) for k, one in enumerate(self.fields[group][0]) if k not in set(plan.unknown)]
         width = len(self.fields[group][0])
-        cache = default_cache() if self.cache and plan.back > 1 and not plan.ahead and not reader.uneven else None
+        cached = self.cache and _FORMULAS and plan.back > 1 and not plan.ahead and not reader.uneven
+        cache = default_cache() if cached else None
         if cache is None:
             return _computed(plan, reader, rows, width)
         known = read_plan(expressions)
@@ -113,12 +113,9 @@ class ArrayLoader(QlibDataLoader):
         with cache.entry(key, len(expressions), f"{len(expressions)} features of {str(instruments)[:40]} from {reader.start:%Y-%m-%d}") \
                 as entry:
             values = _cached(entry, known, reader, rows)
-            values = _copied(values) if self.in_place and not values.flags.owndata else values
-        if len(expressions) == width:
-            return values
-        result = np.full((rows.count + 1, width), np.nan, np.float32)
-        result[:, [k for k in range(width) if k not in set(plan.unknown)]] = values
-        return result
+            if len(expressions) < width or (self.in_place and not values.flags.owndata):
+                values = _copied(values, width, [k for k in range(width) if k not in set(plan.unknown)])
+        return values
 
     # ---- what Qlib evaluates ----------------------------------------------------------------------------------------------
     def _fill_by_qlib(self, plans: dict[str, Plan], reader: FieldReader, rows: Rows, table: Table) -> None:
@@ -142,7 +139,7 @@ class ArrayLoader(QlibDataLoader):
                 _align(frame, rows, list(columns), codes, table.values[group])
 
 
-_FORMULAS = hashlib.blake2b("".join(map(inspect.getsource, (alpha158, rolling))).encode(), digest_size=16).hexdigest()
+_FORMULAS = source_digest(FORMULAS)
 
 
 def _as_text(config):
@@ -181,10 +178,17 @@ def _cached(entry: CacheEntry, plan: Plan, reader: FieldReader, rows: Rows) -> n
         return _cached(entry, plan, reader, rows)
 
 
-def _copied(values: np.ndarray) -> np.ndarray:
-    """A copy, by all threads."""
-    copy = np.empty_like(values)
-    run(lambda part: np.copyto(copy[part], values[part]), [slice(k, k + 16384) for k in range(0, len(values), 16384)])
+def _copied(values: np.ndarray, width: int, columns: list[int]) -> np.ndarray:
+    """The columns of a table at their places in a new one, by all threads; the others are NaN."""
+    copy = np.empty((len(values), width), np.float32)
+
+    def fill(part: slice) -> None:
+        if len(columns) == width:
+            copy[part] = values[part]
+        else:
+            copy[part] = np.nan
+            copy[part, columns] = values[part]
+    run(fill, [slice(k, k + 16384) for k in range(0, len(values), 16384)])
     return copy
 
 
@@ -222,5 +226,5 @@ def _align(frame: pd.DataFrame, rows: Rows, columns: list[int], codes: Sequence[
         index = frame.index.remove_unused_levels()
         day = rows.days.get_indexer(index.levels[0])[index.codes[0]]
         stock = np.array([place[code] for code in index.levels[1]])[index.codes[1]]
-        row = rows.places[stock, day]
+        row = np.where(day >= 0, rows.places[stock, day], -1)
         values[np.ix_(row[row >= 0], columns)] = frame.to_numpy(np.float32)[row >= 0]  # none where no field has a file

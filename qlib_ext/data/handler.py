@@ -35,7 +35,7 @@ from qlib.log import TimeInspector, get_module_logger
 
 from qlib_ext.data import processor as own_processor
 from qlib_ext.data.array_loader import ArrayLoader, field_names
-from qlib_ext.data.arrays import ArrayProcessor
+from qlib_ext.data.arrays import ArrayProcessor, FittedProcessor
 from qlib_ext.data.segments import label_offset
 from qlib_ext.data.table import Table
 from qlib_ext.data.universe import list_universes, member_spans
@@ -79,7 +79,7 @@ class LeanHandler:
     needs = ("factor",)
     _table: Table | None = None
     _raw: pd.DataFrame | None = None
-    _raw_label = _learned = None
+    _raw_label = _learned = _learn_frame = origin_ = None
 
     def setup_data(self, *arguments, **options) -> None:
         """Qlib's `setup_data`, after a look at the store.
@@ -94,7 +94,8 @@ class LeanHandler:
             self.data_loader = ArrayLoader.like(self.data_loader)
         if isinstance(self.data_loader, ArrayLoader):
             self.data_loader.in_place = bool(self.shared_processors or self.infer_processors)
-        self._table = self._raw = self._infer = self._learn = None
+        self._table = self._raw = self._infer = self._learn = self._raw_label = self._learned = None
+        self.loaded_ = self.instruments, self.start_time, self.end_time
         super().setup_data(*arguments, **options)
 
     def check_store(self) -> None:
@@ -127,14 +128,20 @@ class LeanHandler:
     def _data(self) -> pd.DataFrame:
         """The raw table; loaded again where processors overwrote it (DataError if the store has changed meanwhile)."""
         if self._raw is None:
-            if self.drop_raw or self._infer is None:
+            if self.drop_raw or getattr(self, "_infer", None) is None:
                 raise AttributeError("the raw table was dropped (drop_raw: true), or setup_data was not called")
-            logger.info("the raw features are loaded again: processors work in place")
-            self._raw = self.data_loader.load(self.instruments, self.start_time, self.end_time)
-            if self.data_loader.take_table().origin != self.origin_:
-                self._raw = None
-                raise DataError("the store changed after these features were computed: call setup_data again")
+            self._load_again()
         return self._raw
+
+    def _load_again(self) -> Table | None:
+        """The raw table that processors overwrote, in `_raw` and as it is."""
+        logger.info("the raw features are loaded again: processors work in place")
+        self._raw = self.data_loader.load(*self.loaded_)
+        table = self.data_loader.take_table()
+        if table is None or table.origin != self.origin_:
+            self._raw = None
+            raise DataError("the store changed after these features were computed: call setup_data again")
+        return table
 
     @_data.setter
     def _data(self, frame: pd.DataFrame) -> None:
@@ -144,6 +151,22 @@ class LeanHandler:
     def _data(self) -> None:
         self._raw = None
 
+    @property
+    def _learn(self) -> pd.DataFrame | None:
+        """The learning table; put together where it shares the features of the inference table."""
+        learned, frame = self._learned, getattr(self, "_infer", None)
+        if learned is None or frame is None:
+            return self._learn_frame
+        frame = frame if len(learned) == len(frame) else frame.take(_places(learned.index, frame.index))
+        frame = frame.copy(deep=False)
+        for column in learned.columns:
+            frame.isetitem(frame.columns.get_loc(column), learned[column].to_numpy())
+        return frame
+
+    @_learn.setter
+    def _learn(self, frame: pd.DataFrame | None) -> None:
+        self._learn_frame = frame
+
     def __getstate__(self) -> dict:
         return {name: value for name, value in super().__getstate__().items() if name != "_table"}
 
@@ -151,8 +174,10 @@ class LeanHandler:
     def process_data(self, with_fit: bool = False) -> None:
         """Qlib's `process_data`; see the module's text for what differs."""
         table = self.data_loader.take_table() if isinstance(self.data_loader, ArrayLoader) else None
+        if self._raw is None and not self.drop_raw and self.origin_ is not None:  # processed a second time
+            table = self._load_again()
         self._raw_label = self._data[["label"]].copy() if "label" in self._data else None
-        self._learned = None
+        self._learned = self._table = self.origin_ = None
         labels_only = self._raw_label is not None and all(
             getattr(p, "fields_group", None) == "label" for p in self.learn_processors)
         if table is not None and labels_only and self._processes_in_place():
@@ -162,12 +187,13 @@ class LeanHandler:
         else:
             super().process_data(with_fit=with_fit)
             return
+        self._learn = None
         self._learned = self._run_proc_l(self._infer[["label"]].copy(), self.learn_processors, with_fit=with_fit,
                                          check_for_infer=False)
 
     def _processes_in_place(self) -> bool:
         """Whether the processors before the learning table work on arrays, and both tables share their features."""
-        return (all(isinstance(p, ArrayProcessor) for p in [*self.shared_processors, *self.infer_processors])
+        return (all(_works_on_arrays(p) for p in [*self.shared_processors, *self.infer_processors])
                 and (self.process_type == self.PTYPE_A or not self.infer_processors))
 
     def _process_table(self, table: Table, with_fit: bool) -> None:
@@ -183,7 +209,7 @@ class LeanHandler:
                     processor.fit_arrays(arrays, table.index, table.names)
                 processor.apply_arrays(arrays, table.index, table.names)
         self._table, self.origin_ = table, table.origin
-        self._infer = self._learn = table.frame()
+        self._infer = table.frame()
         if self.drop_raw:
             del self._data
 
@@ -223,13 +249,9 @@ class LeanHandler:
         self._raw = self._infer = self._learn = self._table = None
 
     def _get_df_by_key(self, data_key: str = DataHandlerLP.DK_I) -> pd.DataFrame:
-        if data_key != self.DK_L or self._learned is None:
-            return super()._get_df_by_key(data_key)
-        learned = self._learned
-        frame = self._infer if len(learned) == len(self._infer) else self._infer.take(_places(learned.index, self._infer.index))
-        frame = frame.copy(deep=False)
-        for column in learned.columns:
-            frame.isetitem(frame.columns.get_loc(column), learned[column].to_numpy())
+        frame = super()._get_df_by_key(data_key)
+        if frame is None:
+            raise AttributeError("the features were released (keep_frames: false) or not loaded: call setup_data")
         return frame
 
     def fetch(self, selector=slice(None, None), level="datetime", col_set=DataHandlerLP.CS_ALL, data_key=DataHandlerLP.DK_I,
@@ -239,10 +261,17 @@ class LeanHandler:
         Raises:
             AttributeError: raw columns other than the label were asked for with ``drop_raw=True`` (the error Qlib raises).
         """
-        if col_set == "label" and self._raw_label is not None:
+        if col_set == "label" and self._raw_label is not None and kwargs.get("proc_func") is None:
             labels = self.label_frame(data_key)
             return self._fetch_data(labels, selector=selector, level=level, col_set=col_set, **kwargs).copy()
         return super().fetch(selector, level=level, col_set=col_set, data_key=data_key, **kwargs)
+
+
+def _works_on_arrays(processor) -> bool:
+    """Whether its work on arrays is all that it does: a subclass may do something else with frames."""
+    kind = type(processor)
+    return (isinstance(processor, ArrayProcessor) and kind.__call__ is ArrayProcessor.__call__
+            and kind.fit in (qlib_processor.Processor.fit, FittedProcessor.fit))
 
 
 def _places(kept: pd.MultiIndex, index: pd.MultiIndex) -> np.ndarray:

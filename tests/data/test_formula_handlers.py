@@ -249,6 +249,62 @@ def test_processing_twice_starts_from_the_raw_table():
     first = handler.fetch().copy()
     handler.process_data()
     alike(handler.fetch(), first, rtol=0, atol=0)
+    handler.config(processor_kwargs={"fit_end_time": "2020-04-30"})
+    handler.fit_process_data()
+    assert not np.allclose(handler.fetch()["KMID"], first["KMID"])
+    np.testing.assert_array_equal(handler.feature_values()[:-1], handler.fetch(col_set="feature").to_numpy())  # what the panel takes
+
+
+def test_a_cast_handler_carries_the_learning_table():
+    options = {"instruments": CALM, "start_time": "2020-06-01", **FIT, "infer_processors": ROBUST}
+    found, expected = (DataHandlerLP.cast(module.Alpha158(**options)) for module in (ours, theirs))
+    for key in (DataHandlerLP.DK_I, DataHandlerLP.DK_L, DataHandlerLP.DK_R):
+        alike(found.fetch(col_set="label", data_key=key), expected.fetch(col_set="label", data_key=key))
+        assert len(found.fetch(col_set="feature", data_key=key)) == len(expected.fetch(col_set="feature", data_key=key))
+
+
+class Constant(processor.Fillna):
+    """One of ours whose work on frames a user replaced."""
+
+    def __call__(self, df):
+        return df * 0 + 42
+
+
+class Shifted(processor.RobustZScoreNorm):
+    """One of ours with another fit."""
+
+    def fit(self, df=None):
+        super().fit(df)
+        self.mean_train = self.mean_train * 0 + 100
+
+
+def test_what_a_subclass_does_with_frames_counts():
+    handler = ours.Alpha158(CALM, infer_processors=[Constant("feature")], learn_processors=[])
+    assert (handler.fetch(col_set="feature").stack().dropna() == 42).all()
+    shifted = ours.Alpha158(CALM, infer_processors=[Shifted(**FIT, fields_group="feature")], learn_processors=[])
+    assert (shifted.infer_processors[0].mean_train == 100).all() and (shifted.fetch(col_set="feature")["KMID"].dropna() == -3).all()
+
+
+def test_nothing_of_an_earlier_load_is_served_after_a_failed_one():
+    handler = ours.Alpha158(CALM, infer_processors=ROBUST, **FIT)
+    handler.config(start_time="2031-01-01", end_time="2031-02-01")
+    with pytest.raises(ConfigError, match="no trading day"):
+        handler.setup_data()
+    for key in (DataHandlerLP.DK_I, DataHandlerLP.DK_L, DataHandlerLP.DK_R):
+        with pytest.raises(AttributeError, match="setup_data"):
+            handler.fetch(col_set="label", data_key=key)
+
+
+def test_hooks_see_all_columns_and_released_features_are_named():
+    handler, theirs_ = (module.Alpha158(CALM, infer_processors=ROBUST, **FIT) for module in (ours, theirs))
+    hook = {"col_set": "label", "data_key": DataHandlerLP.DK_L, "proc_func": lambda df: df[df[("feature", "KMID")] > 0]}
+    alike(handler.fetch(**hook), theirs_.fetch(**hook))
+    handler.config(end_time="2020-05-29")  # not loaded yet: what is asked for is still what was loaded
+    assert len(handler.fetch(data_key=DataHandlerLP.DK_R)) == len(handler.fetch())
+    handler.release_features()
+    for key in (DataHandlerLP.DK_I, DataHandlerLP.DK_L):
+        with pytest.raises(AttributeError, match="released"):
+            handler.fetch(col_set="feature", data_key=key)
 
 
 # ---- what is shared -----------------------------------------------------------------------------------------------------------

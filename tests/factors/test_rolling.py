@@ -1,9 +1,16 @@
 """Window statistics against numpy, window by window, and the reading of Qlib's expressions."""
 
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from qlib.contrib.data.loader import Alpha158DL, Alpha360DL
 
+from qlib_ext import jit
 from qlib_ext.errors import ShapeError
 from qlib_ext.factors import alpha158, rolling
 from qlib_ext.factors.alpha158 import compute, read_plan
@@ -265,3 +272,31 @@ def test_plans():
     assert (out[:, 2:4] == 0).all()
     with pytest.raises(ShapeError, match="needs"):
         compute(plan, values, np.zeros(3, int), rows, 10, out)
+
+
+# ---- compiled code ------------------------------------------------------------------------------------------------------------
+def test_every_file_with_compiled_functions_is_known():
+    package = Path(jit.__file__).parent
+    users = {str(file.relative_to(package)) for file in package.rglob("*.py") if "from qlib_ext.jit import compiled" in file.read_text()}
+    assert users | {"jit.py"} == set(jit.KERNELS)
+
+
+def test_a_change_in_one_file_renews_the_code_of_the_others(tmp_path):
+    """numba alone would go on with machine code of `alpha158` that holds the old `rolling`."""
+    copy = tmp_path / "qlib_ext"
+    shutil.copytree(Path(jit.__file__).parent, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    script = ("import numpy as np; from qlib_ext.factors.alpha158 import compute, read_plan\n"
+              "out = np.empty((1, 1), np.float32); plan = read_plan(['Mean($close,5)/$close'])\n"
+              "bars = np.arange(1, 1 + 5 * 9, dtype=np.float32).reshape(5, 1, 9)\n"
+              "compute(plan, bars, np.zeros(1, int), np.zeros((1, 1), np.int32), 5, out); print(out[0, 0])")
+
+    def value() -> str:
+        done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True,
+                              env={**os.environ, "PYTHONPATH": str(tmp_path)})
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout.strip()
+    first = value()
+    assert value() == first
+    file = copy / "factors" / "rolling.py"
+    file.write_text(file.read_text().replace("            one[t] += d\n", "            one[t] += 100 * d\n"))
+    assert value() != first
