@@ -147,13 +147,17 @@ def _names(df: pd.DataFrame, positions: Dict[str, np.ndarray]) -> Columns:
 class FittedProcessor(ArrayProcessor):
     """`(x - center) / divisor`, clipped to `[-limit, limit]`, with numbers learned per column in the fit span.
 
-    A subclass says in `learn` how two numbers a column are made and in `keep` what they are called, and gives `scaling`. `cols`
-    are the (group, name) of the columns learned.
+    A subclass says in `learn` how two numbers a column are made and in `keep` what they are called; `scaling` takes Qlib's names
+    for a mean and a deviation. `cols` are the (group, name) of the columns learned.
     """
 
-    fit_start_time: Optional[str] = None
-    fit_end_time: Optional[str] = None
     limit = np.inf
+
+    def __init__(self, fit_start_time, fit_end_time, fields_group: Group = None, universe: Optional[str] = None) -> None:
+        self.fit_start_time = fit_start_time
+        self.fit_end_time = fit_end_time
+        self.fields_group = fields_group
+        self.universe = universe
 
     def learn(self, values: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Two numbers a column `[2, c]` from some rows of an array, in its dtype."""
@@ -165,7 +169,7 @@ class FittedProcessor(ArrayProcessor):
 
     def scaling(self) -> Tuple[np.ndarray, np.ndarray]:
         """Center and divisor of each of `cols`."""
-        raise NotImplementedError
+        return self.mean_train, self.std_train
 
     def fit(self, df: pd.DataFrame = None) -> None:
         positions = group_positions(df.columns)

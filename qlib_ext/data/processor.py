@@ -107,11 +107,8 @@ class RobustZScoreNorm(FittedProcessor):
 
     def __init__(self, fit_start_time, fit_end_time, fields_group: Group = None, clip_outlier: bool = True,
                  universe: Optional[str] = None) -> None:
-        self.fit_start_time = fit_start_time
-        self.fit_end_time = fit_end_time
-        self.fields_group = fields_group
+        super().__init__(fit_start_time, fit_end_time, fields_group, universe)
         self.clip_outlier = clip_outlier
-        self.universe = universe
 
     @property
     def limit(self) -> float:
@@ -131,9 +128,6 @@ class RobustZScoreNorm(FittedProcessor):
         self.std_train = second + EPS
         self.std_train *= 1.4826
 
-    def scaling(self) -> Tuple[np.ndarray, np.ndarray]:
-        return self.mean_train, self.std_train
-
 
 class ZScoreNorm(FittedProcessor):
     """`(x - mean) / std` (ddof 0) per column; a column of equal values in the fit span is left as it is, as by Qlib's.
@@ -142,12 +136,6 @@ class ZScoreNorm(FittedProcessor):
     and a constant column may be taken for one that varies. Infinite values spoil their column (NaN), so put `ProcessInf` before.
     Arguments, NaN and errors as `RobustZScoreNorm`, without `clip_outlier`.
     """
-
-    def __init__(self, fit_start_time, fit_end_time, fields_group: Group = None, universe: Optional[str] = None) -> None:
-        self.fit_start_time = fit_start_time
-        self.fit_end_time = fit_end_time
-        self.fields_group = fields_group
-        self.universe = universe
 
     def learn(self, values: np.ndarray, rows: np.ndarray) -> np.ndarray:
         pieces = row_blocks(rows)
@@ -161,21 +149,12 @@ class ZScoreNorm(FittedProcessor):
         self.mean_train = np.where(self.ignore, 0, first).astype(first.dtype)
         self.std_train = np.where(self.ignore, 1, second).astype(second.dtype)
 
-    def scaling(self) -> Tuple[np.ndarray, np.ndarray]:
-        return self.mean_train, self.std_train
-
 
 class MinMaxNorm(FittedProcessor):
     """`(x - min) / (max - min)` per column, as Qlib's; a column of equal values in the fit span is left as it is.
 
     Arguments, NaN and errors as `ZScoreNorm`.
     """
-
-    def __init__(self, fit_start_time, fit_end_time, fields_group: Group = None, universe: Optional[str] = None) -> None:
-        self.fit_start_time = fit_start_time
-        self.fit_end_time = fit_end_time
-        self.fields_group = fields_group
-        self.universe = universe
 
     def learn_any(self, values: np.ndarray, rows: np.ndarray) -> np.ndarray:
         def ends(piece):
