@@ -383,24 +383,34 @@ def _order(c, series, first, days, windows, rolling, block):
 
 
 @compiled
+def _averages(split, first, days, windows):
+    """Mean and standard deviation of each window of a series split by `known`; NaN where it knows too few values. ``[w, t]`` each"""
+    value, mask, last, count = split[0], split[1], split[2], split[3]
+    mean, std = np.empty((len(windows), days)), np.empty((len(windows), days))
+    moments(value, mask, last, first, days, windows, mean, std)  # the sums, which their statistics replace
+    for w in range(len(windows)):
+        for t in range(days):
+            s = first + t
+            n, s1, s2 = count[s + 1] - count[s + 1 - windows[w]], mean[w, t], std[w, t]
+            mean[w, t] = last[s] + s1 / n if n > 0 else np.nan
+            std[w, t] = deviation(s1, s2, n)
+    return mean, std
+
+
+@compiled
 def _correlations(series, first, days, windows, rolling, block):
-    for code, left, right in ((CORR, 0, 3), (CORD, 4, 5)):
-        if _wanted(rolling, code, code):
-            if left == 0:
-                _correlation(series[0], series[3], first, days, windows, rolling[code], block)
-            else:
-                _correlation(series[4], series[5], first, days, windows, rolling[code], block)
+    """Of close with volume, and of their changes."""
+    if _wanted(rolling, CORR, CORR):
+        _correlation(series[0], series[3], first, days, windows, rolling[CORR], block)
+    if _wanted(rolling, CORD, CORD):
+        _correlation(series[4], series[5], first, days, windows, rolling[CORD], block)
 
 
 @compiled
 def _correlation(left, right, first, days, windows, columns, block):
     """Correlation over what both know; NaN where either deviates by no more than `FLAT`."""
-    x, x_mask, x_last, x_count = left[0], left[1], left[2], left[3]
-    y, y_mask, y_last, y_count = right[0], right[1], right[2], right[3]
-    shape = (len(windows), days)
-    x1, x2, y1, y2 = np.empty(shape), np.empty(shape), np.empty(shape), np.empty(shape)
-    moments(x, x_mask, x_last, first, days, windows, x1, x2)
-    moments(y, y_mask, y_last, first, days, windows, y1, y2)
+    x, x_mask, y, y_mask = left[0], left[1], right[0], right[1]
+    x_std, y_std = _averages(left, first, days, windows)[1], _averages(right, first, days, windows)[1]
     both = x_mask * y_mask
     count = np.zeros(len(x) + 1, np.int64)
     joint = np.empty((2, len(x)))
@@ -421,8 +431,7 @@ def _correlation(left, right, first, days, windows, columns, block):
             if n > 1:
                 spread = np.sqrt((d2 - d1 * d1 / n) * (e2 - e1 * e1 / n))
                 value = (de - d1 * e1 / n) / spread if spread > 0 else np.nan
-            if (deviation(x1[w, t], x2[w, t], x_count[end] - x_count[begin]) <= FLAT
-                    or deviation(y1[w, t], y2[w, t], y_count[end] - y_count[begin]) <= FLAT):
+            if x_std[w, t] <= FLAT or y_std[w, t] <= FLAT:
                 value = np.nan
             _put(block, columns[w], t, value)
 
@@ -466,24 +475,15 @@ def _shares(up, down, first, days, windows, columns, block):
 @compiled
 def _volume(v, series, first, days, windows, rolling, block):
     """Mean and deviation of the volume, and of price changes weighted by it."""
-    shape, tiny = (len(windows), days), np.float32(1e-12)
-    s1, s2 = np.empty(shape), np.empty(shape)
     if _wanted(rolling, VMA, VSTD):
-        value, mask, last, count = series[1][0], series[1][1], series[1][2], series[1][3]
-        moments(value, mask, last, first, days, windows, s1, s2)
+        mean, std = _averages(series[1], first, days, windows)
         for w in range(len(windows)):
             for t in range(days):
-                s = first + t
-                n = count[s + 1] - count[s + 1 - windows[w]]
-                today = np.float64(v[s] + tiny)
-                _put(block, rolling[VMA, w], t, (last[s] + s1[w, t] / n) / today if n > 0 else np.nan)
-                _put(block, rolling[VSTD, w], t, deviation(s1[w, t], s2[w, t], n) / today)
+                today = np.float64(v[first + t] + np.float32(1e-12))
+                _put(block, rolling[VMA, w], t, mean[w, t] / today)
+                _put(block, rolling[VSTD, w], t, std[w, t] / today)
     if _wanted(rolling, WVMA, WVMA):
-        value, mask, last, count = series[2][0], series[2][1], series[2][2], series[2][3]
-        moments(value, mask, last, first, days, windows, s1, s2)
+        mean, std = _averages(series[2], first, days, windows)
         for w in range(len(windows)):
             for t in range(days):
-                s = first + t
-                n = count[s + 1] - count[s + 1 - windows[w]]
-                mean = last[s] + s1[w, t] / n if n > 0 else np.nan
-                _put(block, rolling[WVMA, w], t, deviation(s1[w, t], s2[w, t], n) / (mean + 1e-12))
+                _put(block, rolling[WVMA, w], t, std[w, t] / (mean[w, t] + 1e-12))
