@@ -21,7 +21,7 @@ ADAPTERS = ["data.dataset", "data.processor", "data.arrays", "data.cross_section
             "data.field_reader", "data.table", "data.cache", "data.threads", "data.loader", "data.segments", "data.leaks",
             "data.universe", "models.base", "risk.model", "portfolio.strategy", "portfolio.rotation", "portfolio.exchange",
             "report.plots", "report.records", "report.tearsheet", "report.compare", "report.runs", "store.*",
-            "demo.*", "scale.*", "check*", "workflow", "tracking", "packing", "__main__"]
+            "demo.*", "scale.*", "home", "check*", "workflow", "tracking", "packing", "__main__"]
 TORCH = ["data.panel", "data.sampler", "data.pack", "training.*", "models.*"]
 LAYERS = {"pure": PURE, "adapters": ADAPTERS, "torch": TORCH}
 

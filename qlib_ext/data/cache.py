@@ -21,6 +21,7 @@ import numpy as np
 
 from qlib_ext.data.threads import run
 from qlib_ext.errors import ConfigError, DataError, ShapeError
+from qlib_ext.home import home
 from qlib_ext.jit import compiled
 
 logger = logging.getLogger(__name__)
@@ -80,8 +81,7 @@ class FeatureCache:
     """
 
     def __init__(self, folder: str | Path | None = None, limit_gb: float | None = None):
-        home = os.environ.get("QLIB_EXT_HOME") or "~/.qlib_ext"
-        self.folder = Path(folder or f"{home}/cache").expanduser().absolute()
+        self.folder = Path(folder or home() / "cache").expanduser().absolute()
         self.limit = _limit(limit_gb)
         self._warned = False
 

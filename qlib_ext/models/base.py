@@ -22,6 +22,7 @@ from qlib_ext import __version__
 from qlib_ext.data.panel import Panel
 from qlib_ext.data.sampler import DaySampler
 from qlib_ext.errors import ConfigError, DataError, NotFittedError, ShapeError
+from qlib_ext.home import home
 from qlib_ext.training.loss import make_loss
 from qlib_ext.training.rule import make_rule, one_score
 from qlib_ext.training.trainer import History, Trainer, pick_device
@@ -31,11 +32,6 @@ try:
 except ImportError:  # a bare training box
     class Model:
         """Stands in for Qlib's base class where Qlib is not installed."""
-
-
-def home() -> Path:
-    """``~/.qlib_ext``, or what QLIB_EXT_HOME names."""
-    return Path(os.environ.get("QLIB_EXT_HOME") or "~/.qlib_ext").expanduser()
 
 
 def check_keywords(owner: str, given: dict, target) -> None:

@@ -26,8 +26,9 @@ import pandas as pd
 from qlib_ext.demo.build import read_truth, truth_paths
 from qlib_ext.demo.truth import STATEMENT
 from qlib_ext.errors import ConfigError, DataError, ExtError
+from qlib_ext.home import home
 from qlib_ext.report.metrics import REPORT_MIN_PAIRS, daily_ic, daily_rank_ic, summarize
-from qlib_ext.report.runs import Origin, Run, Runs, home
+from qlib_ext.report.runs import Origin, Run, Runs
 from qlib_ext.store.metadata import read_metadata
 
 DAYS_A_YEAR = 252

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +11,9 @@ from typing import NamedTuple, Optional
 import pandas as pd
 
 from qlib_ext.errors import ConfigError, DataError
+from qlib_ext.home import home
 
 REPORT = "portfolio_analysis/report_normal_1day.pkl"
-
-
-def home() -> str:
-    """``~/.qlib_ext``, or what QLIB_EXT_HOME names."""
-    return os.environ.get("QLIB_EXT_HOME") or "~/.qlib_ext"
 
 
 @dataclass
