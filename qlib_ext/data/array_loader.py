@@ -100,21 +100,21 @@ class ArrayLoader(QlibDataLoader):
     # ---- formulas ---------------------------------------------------------------------------------------------------------
     def _values(self, group: str, plan: Plan, instruments, reader: FieldReader, rows: Rows) -> np.ndarray:
         """``[r+1, c]`` of a group, its last row NaN; what Qlib has to evaluate is not set yet."""
-        expressions = [str(one) for k, one in enumerate(self.fields[group][0]) if k not in set(plan.unknown)]
-        width = len(self.fields[group][0])
+        everything = self.fields[group][0]
+        columns, width = [k for k in range(len(everything)) if k not in plan.unknown], len(everything)
         cached = self.cache and _FORMULAS and plan.back > 1 and not plan.ahead and not reader.uneven
         cache = default_cache() if cached else None
         if cache is None:
             return _computed(plan, reader, rows, width)
-        known = read_plan(expressions)
+        expressions = [str(everything[k]) for k in columns]
         key = {"expressions": expressions, "instruments": repr(_as_text(instruments)), "filter": repr(_as_text(self.filter_pipe)),
                "start": str(reader.start), "fields": reader.fields, "formulas": _FORMULAS}
         key = hashlib.blake2b(json.dumps(key).encode(), digest_size=16).hexdigest()
         with cache.entry(key, len(expressions), f"{len(expressions)} features of {str(instruments)[:40]} from {reader.start:%Y-%m-%d}") \
                 as entry:
-            values = _cached(entry, known, reader, rows)
-            if len(expressions) < width or (self.in_place and not values.flags.owndata):
-                values = _copied(values, width, [k for k in range(width) if k not in set(plan.unknown)])
+            values = _cached(entry, read_plan(expressions), reader, rows)
+            if len(columns) < width or (self.in_place and not values.flags.owndata):
+                values = _copied(values, width, columns)
         return values
 
     # ---- what Qlib evaluates ----------------------------------------------------------------------------------------------

@@ -48,6 +48,7 @@ class FieldReader:
         self.start, self.end = self.calendar[self.first], self.calendar[self.stop - 1]
         self.spans, self.fields, self.uneven = spans, fields, set()
         self.content: dict[str, dict[str, tuple[int, np.ndarray]]] = {}
+        self._digests: dict[int, str] = {}
         features = Path(C.dpm.get_data_uri("day")) / "features"
         before = _identity(features)
         self._read(features)
@@ -97,11 +98,17 @@ class FieldReader:
         return Rows.of(self.calendar[self.first:stop], [code for code, keep in zip(self.content, kept) if keep], present[kept])
 
     def digest(self, rows: Rows, days: int) -> str:
-        """Hash of the first `days` days of `rows`, and of all values of their stocks up to then: what features of them rest on."""
+        """Hash of the first `days` days of `rows`, and of all values of their stocks up to then: what features of them rest on.
+
+        `rows` are those of this reader up to any day, which changes nothing before it: a hash is made once.
+        """
+        if days in self._digests:
+            return self._digests[days]
         stocks = np.flatnonzero((rows.places[:, :days] >= 0).any(axis=1))
         parts = run(lambda part: b"".join(self._digest(rows.codes[n], rows.places[n, :days] >= 0) for n in part),
                     [stocks[first:first + PIECE] for first in range(0, len(stocks), PIECE)])
-        return hashlib.blake2b(b"".join(parts), digest_size=16).hexdigest()
+        self._digests[days] = hashlib.blake2b(b"".join(parts), digest_size=16).hexdigest()
+        return self._digests[days]
 
     def _digest(self, code: str, present: np.ndarray) -> bytes:
         found = hashlib.blake2b(f"{code} {self.start} {len(present)}".encode() + np.packbits(present).tobytes(), digest_size=16)

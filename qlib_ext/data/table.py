@@ -32,18 +32,16 @@ class Table:
     values: dict[str, np.ndarray]
     names: dict[str, list[str]]
     index: pd.MultiIndex
-    origin: str = ""
+    origin: str
 
     def arrays(self) -> dict[str, np.ndarray]:
         """group -> ``[r, c]``, without the last row; the same memory."""
         return {group: values[:-1] for group, values in self.values.items()}
 
-    def frame(self, groups: list[str] | None = None) -> pd.DataFrame:
-        """Some groups (all of them by default) as Qlib's frame, sharing this table's memory."""
-        groups = list(self.values) if groups is None else groups
-        parts = [pd.DataFrame(self.values[group][:-1], index=self.index, columns=pd.MultiIndex.from_product([[group], self.names[group]]),
-                              copy=False) for group in groups]
-        return side_by_side(parts)
+    def frame(self) -> pd.DataFrame:
+        """The table as Qlib's frame, sharing its memory."""
+        return side_by_side([pd.DataFrame(values, index=self.index, columns=pd.MultiIndex.from_product([[group], self.names[group]]),
+                                          copy=False) for group, values in self.arrays().items()])
 
 
 @dataclass

@@ -116,8 +116,8 @@ def compare(peers: list[str], rounds: int, arguments: list[str], title: str) -> 
     for peer, runs in found.items():
         again = statistics.median(one["seconds"][-1] for one in runs)
         one = runs[-1]
-        ratio = "".join(f", {other} takes {base[other] / base[peer]:.1f} (again {base[other] / again:.1f}) times as long"
-                        for other in ("qlib",) if other in base and other != peer)
+        compared = "qlib" in base and peer != "qlib"
+        ratio = f", qlib takes {base['qlib'] / base[peer]:.1f} (again {base['qlib'] / again:.1f}) times as long" if compared else ""
         print(f"{title} {peer}: {one['rows']:,} rows x {one['columns']}, compiled {base[peer]:.2f} s, again {again:.2f} s{ratio}; "
               f"peak {one['peak'] / one['result']:.2f} of the result's {one['result'] / 2**30:.2f} GiB, whole process "
               f"{one['whole'] / 2**30:.2f} GiB", flush=True)
