@@ -52,6 +52,11 @@ def bars_of(kind: str, generator: np.random.Generator) -> dict[str, np.ndarray]:
     return bars
 
 
+PLAIN = {"infer_processors": [], "learn_processors": []}
+FIT = {"fit_start_time": "2020-02-03", "fit_end_time": "2020-06-30"}
+ROBUST = [{"class": "RobustZScoreNorm", "kwargs": {"fields_group": "feature"}},
+          {"class": "Fillna", "kwargs": {"fields_group": "feature"}}]
+CALM = [f"SH{600000 + k}" for k in (0, 2, 3, 8, 10, 12, 13, 18, 20, 21, 22)]  # Qlib's carried rounding stays within the tolerance
 KINDS = ["plain", "ticks", "penny", "dear", "one price", "frozen", "no trade", "burst", "gaps", "holes"]
 
 
@@ -74,3 +79,13 @@ def build(folder, seed: int = 0):
         for field, (first, values) in fields.items():
             np.r_[float(first), values].astype("<f4").tofile(place / f"{field}.day.bin")
     return folder
+
+
+def alike(found: pd.DataFrame, expected: pd.DataFrame, **options) -> None:
+    """Equal within the tolerance of the features; the float type may differ."""
+    pd.testing.assert_frame_equal(found, expected, check_dtype=False, **{"rtol": 1e-5, "atol": 1e-6, **options})
+
+
+def same(found: pd.DataFrame, expected: pd.DataFrame) -> None:
+    """Equal to the bit."""
+    pd.testing.assert_frame_equal(found, expected, check_exact=True)

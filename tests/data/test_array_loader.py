@@ -16,7 +16,7 @@ from qlib.data.data import LocalDatasetProvider, LocalFeatureProvider
 from qlib.data.dataset.handler import DataHandlerLP
 from qlib.data.filter import ExpressionDFilter, NameDFilter
 
-from nasty_market import DAYS, build
+from nasty_market import CALM, DAYS, FIT, PLAIN, ROBUST, alike, same
 from qlib_ext.data import array_loader, field_reader
 from qlib_ext.data import handler as ours
 from qlib_ext.data.array_loader import ArrayLoader
@@ -24,20 +24,10 @@ from qlib_ext.data.dataset import PanelDatasetH
 from qlib_ext.errors import DataError
 from tiny_market_store import start_qlib
 
-PLAIN = {"infer_processors": [], "learn_processors": []}
-FIT = {"fit_start_time": "2020-02-03", "fit_end_time": "2020-06-30"}
-ROBUST = [{"class": "RobustZScoreNorm", "kwargs": {"fields_group": "feature"}},
-          {"class": "Fillna", "kwargs": {"fields_group": "feature"}}]
-CALM = [f"SH{600000 + k}" for k in (0, 2, 3, 8, 10, 12, 13, 18, 20, 21, 22)]  # Qlib's carried rounding stays within the tolerance
 PAIR = ["SH600000", "SH600002"]
 DATED = "$close>10", "2020-04-01", "2020-07-01"
 SEGMENTS = {"train": ["2020-02-03", "2020-06-30"], "test": ["2020-08-03", "2020-10-30"]}
 KEYS = (DataHandlerLP.DK_I, DataHandlerLP.DK_L, DataHandlerLP.DK_R)
-
-
-@pytest.fixture(scope="module")
-def nasty(tmp_path_factory) -> Path:
-    return build(tmp_path_factory.mktemp("nasty"))
 
 
 @pytest.fixture(autouse=True)
@@ -53,48 +43,12 @@ def store(nasty, tmp_path) -> Path:
     return tmp_path / "store"
 
 
-@pytest.fixture
-def folder(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setenv("QLIB_EXT_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def computed(monkeypatch) -> list[int]:
-    """Rows of the feature tables that were computed, in order."""
-    rows, compute = [], array_loader._computed
-
-    def counting(plan, reader, wanted, width):
-        if width > 10:
-            rows.append(wanted.count)
-        return compute(plan, reader, wanted, width)
-    monkeypatch.setattr(array_loader, "_computed", counting)
-    return rows
-
-
-@pytest.fixture
-def said(monkeypatch) -> list[str]:
-    """Warnings of the loader, which Qlib's loggers keep from pytest."""
-    texts = []
-    for module in (array_loader, field_reader):
-        monkeypatch.setattr(module.logger, "warning", texts.append)
-    return texts
-
-
 def rewrite(store: Path, code: str, field: str, first: int, values: np.ndarray) -> None:
     np.r_[np.float32(first), values].astype("<f4").tofile(store / "features" / code.lower() / f"{field}.day.bin")
 
 
 def stored(store: Path, code: str, field: str) -> np.ndarray:
     return np.fromfile(store / "features" / code.lower() / f"{field}.day.bin", "<f4")[1:]
-
-
-def alike(found: pd.DataFrame, expected: pd.DataFrame, **options) -> None:
-    pd.testing.assert_frame_equal(found, expected, check_dtype=False, **{"rtol": 1e-5, "atol": 1e-6, **options})
-
-
-def same(found: pd.DataFrame, expected: pd.DataFrame) -> None:
-    pd.testing.assert_frame_equal(found, expected, check_exact=True)
 
 
 def both(name: str = "Alpha158", **options) -> None:

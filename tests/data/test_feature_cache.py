@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import qlib
 
-from nasty_market import DAYS, build
+from nasty_market import DAYS, PLAIN, build, same
 from qlib_ext.data import array_loader
 from qlib_ext.data.handler import Alpha158
 from qlib_ext.store.append import append
@@ -20,28 +20,8 @@ from qlib_ext.store.ingest import ingest
 from qlib_ext.store.schema import INDEX_NAMES, TABLES
 from small_market import build_store, market, start_qlib
 
-PLAIN = {"infer_processors": [], "learn_processors": []}
 ROBUST = {"infer_processors": [{"class": "RobustZScoreNorm", "kwargs": {"fields_group": "feature"}}, {"class": "Fillna", "kwargs": {}}],
           "learn_processors": [], "fit_start_time": "2020-03-02", "fit_end_time": "2020-06-30"}
-
-
-@pytest.fixture
-def computed(monkeypatch) -> list[int]:
-    """Rows of the feature tables that were computed, in order."""
-    rows, compute = [], array_loader._computed
-
-    def counting(plan, reader, wanted, width):
-        if width > 10:
-            rows.append(wanted.count)
-        return compute(plan, reader, wanted, width)
-    monkeypatch.setattr(array_loader, "_computed", counting)
-    return rows
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setenv("QLIB_EXT_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache"
 
 
 @pytest.fixture
@@ -52,10 +32,6 @@ def store(tmp_path) -> Path:
 
 def load(instruments="some", end="2020-09-30", start="2020-02-03", **options) -> pd.DataFrame:
     return Alpha158(instruments, start, end, **{**PLAIN, **options})._infer
-
-
-def same(found: pd.DataFrame, expected: pd.DataFrame) -> None:
-    pd.testing.assert_frame_equal(found, expected, check_exact=True)
 
 
 def test_a_second_load_computes_nothing_and_an_earlier_end_is_a_prefix(store, folder, computed):

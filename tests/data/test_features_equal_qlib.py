@@ -13,7 +13,7 @@ import pytest
 from qlib.contrib.data import handler as theirs
 from qlib.data import D
 
-from nasty_market import DAYS, KINDS, build
+from nasty_market import KINDS, PLAIN
 from qlib_ext.data import handler as ours
 from small_market import build_store
 from tiny_market_store import start_qlib
@@ -21,7 +21,6 @@ from tiny_market_store import start_qlib
 NAMES = ("Alpha158", "Alpha158vwap", "Alpha360", "Alpha360vwap")
 WINDOWS = (5, 10, 20, 30, 60)
 RELATIVE, ABSOLUTE = 1e-5, 1e-6
-PLAIN = {"infer_processors": [], "learn_processors": []}
 
 
 def wrong(found: np.ndarray, expected: np.ndarray) -> np.ndarray:
@@ -103,11 +102,6 @@ def check_by_rule(found: pd.DataFrame, expected: pd.DataFrame, sample: int = 40)
                 value = np.float64(found.loc[(day, code), column])
                 assert abs(value - exact / under) <= max(ABSOLUTE, RELATIVE * abs(exact / under)), f"{column} {code} {day}"
     return counts
-
-
-@pytest.fixture(scope="module")
-def nasty(tmp_path_factory):
-    return build(tmp_path_factory.mktemp("nasty"))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -11,7 +11,7 @@ from qlib.data.dataset.handler import DataHandlerLP
 from qlib.data.filter import ExpressionDFilter, NameDFilter
 from qlib.data.inst_processor import InstProcessor
 
-from nasty_market import DAYS, build
+from nasty_market import CALM, DAYS, FIT, PLAIN, ROBUST, alike, build
 from qlib_ext.data import handler as ours
 from qlib_ext.data import array_loader, field_reader, processor
 from qlib_ext.data.array_loader import ArrayLoader
@@ -19,33 +19,9 @@ from qlib_ext.data.dataset import PanelDatasetH
 from qlib_ext.errors import ConfigError, DataError
 from tiny_market_store import start_qlib, write_store
 
-PLAIN = {"infer_processors": [], "learn_processors": []}
-FIT = {"fit_start_time": "2020-02-03", "fit_end_time": "2020-06-30"}
-ROBUST = [{"class": "RobustZScoreNorm", "kwargs": {"fields_group": "feature"}}, {"class": "Fillna", "kwargs": {"fields_group": "feature"}}]
-CALM = [f"SH{600000 + k}" for k in (0, 2, 3, 8, 10, 12, 13, 18, 20, 21, 22)]  # no ties of sums, no burst: Qlib's rounding stays out
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    return build(tmp_path_factory.mktemp("nasty"))
-
-
 @pytest.fixture(autouse=True)
-def started(store):
-    start_qlib(store)
-
-
-@pytest.fixture
-def said(monkeypatch) -> list[str]:
-    """Warnings of the loader, which Qlib's loggers keep from pytest."""
-    texts = []
-    for module in (array_loader, field_reader):
-        monkeypatch.setattr(module.logger, "warning", texts.append)
-    return texts
-
-
-def alike(found: pd.DataFrame, expected: pd.DataFrame, **options) -> None:
-    pd.testing.assert_frame_equal(found, expected, check_dtype=False, **{"rtol": 1e-5, "atol": 1e-6, **options})
+def started(nasty):
+    start_qlib(nasty)
 
 
 class Few(theirs.Alpha158):
@@ -198,16 +174,17 @@ class Doubled(qlib_processor.Processor):
         return df
 
 
-@pytest.mark.parametrize("options", [
-    {}, {"infer_processors": ROBUST}, {"infer_processors": ROBUST, "drop_raw": True},
-    {"infer_processors": ROBUST, "process_type": "independent"}, {"infer_processors": [*ROBUST, Doubled()]},
-    {"infer_processors": ROBUST, "learn_processors": [{"class": "DropnaProcessor", "kwargs": {"fields_group": "feature"}}]},
-    {"infer_processors": ROBUST, "shared_processors": [{"class": "CSZFillna", "kwargs": {"fields_group": "feature"}}]},
-], ids=["defaults", "robust", "drop_raw", "independent", "own processor", "learn features", "shared"])
-@pytest.mark.parametrize("name", ["Alpha158", "Alpha360"])
-def test_all_tables_equal_qlibs(name, options):
-    if name == "Alpha360" and options and options != {"infer_processors": ROBUST}:
-        pytest.skip("shown with Alpha158")
+TABLES = {
+    "defaults": {}, "robust": {"infer_processors": ROBUST}, "drop_raw": {"infer_processors": ROBUST, "drop_raw": True},
+    "independent": {"infer_processors": ROBUST, "process_type": "independent"}, "own processor": {"infer_processors": [*ROBUST, Doubled()]},
+    "learn features": {"infer_processors": ROBUST, "learn_processors": [{"class": "DropnaProcessor", "kwargs": {"fields_group": "feature"}}]},
+    "shared": {"infer_processors": ROBUST, "shared_processors": [{"class": "CSZFillna", "kwargs": {"fields_group": "feature"}}]},
+}
+
+
+@pytest.mark.parametrize("name, case", [*(("Alpha158", case) for case in TABLES), ("Alpha360", "defaults"), ("Alpha360", "robust")])
+def test_all_tables_equal_qlibs(name, case):
+    options = TABLES[case]
     options = {"instruments": CALM[:5], "start_time": "2020-06-01", "end_time": "2020-07-15", **FIT, **options}
     if name == "Alpha158" and not options.get("infer_processors"):
         options["infer_processors"] = [{"class": "ProcessInf"}, {"class": "ZScoreNorm"}, {"class": "Fillna"}]
