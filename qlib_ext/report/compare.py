@@ -17,7 +17,6 @@ import argparse
 import json
 import os
 import sys
-from pathlib import Path
 from typing import Mapping, Optional
 
 import numpy as np

@@ -88,12 +88,13 @@ def measure_here(peer: str, options: argparse.Namespace) -> None:
     os.environ["QLIB_EXT_CACHE"] = options.cache if peer == "cached" else "off"
     qlib.init(provider_uri=options.store, region="cn", logging_level=40, kernels=len(os.sched_getaffinity(0)))
     importlib.import_module("qlib.contrib.data.handler" if peer == "qlib" else "qlib_ext.data.handler")
-    before, took = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, []
+    peaks, took = [resource.getrusage(resource.RUSAGE_SELF).ru_maxrss], []
     for _ in range(1 if peer == "qlib" else 2):
         started = time.perf_counter()
         rows, columns = load(peer, options)
         took.append(time.perf_counter() - started)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss if len(took) == 1 else peak
+        peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    before, peak = peaks[:2]
     print(json.dumps({"seconds": took, "rows": rows, "columns": columns, "peak": (peak - before) * 1024,
                       "whole": peak * 1024, "result": rows * columns * 4}))
 

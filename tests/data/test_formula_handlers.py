@@ -13,7 +13,7 @@ from qlib.data.inst_processor import InstProcessor
 
 from nasty_market import CALM, DAYS, FIT, PLAIN, ROBUST, alike, build
 from qlib_ext.data import handler as ours
-from qlib_ext.data import array_loader, field_reader, processor
+from qlib_ext.data import processor
 from qlib_ext.data.array_loader import ArrayLoader
 from qlib_ext.data.dataset import PanelDatasetH
 from qlib_ext.errors import ConfigError, DataError
