@@ -15,13 +15,14 @@ FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path i
 
 # The first layer with a pattern that fits holds the module.
 PURE = ["errors", "jit", "signatures", "market_rules", "factors.*", "data.transform", "data.columns", "training.loss",
-        "models.layers", "risk.style", "risk.regression", "risk.covariance", "risk.snapshot", "report.metrics",
-        "report.market_facts", "portfolio.optimizer", "portfolio.engine"]
+        "models.layers", "risk.weighted", "risk.descriptor", "risk.style", "risk.regression", "risk.covariance", "risk.estimate",
+        "risk.snapshot", "risk.quality", "report.metrics", "report.market_facts", "portfolio.optimizer", "portfolio.engine"]
 ADAPTERS = ["data.dataset", "data.processor", "data.arrays", "data.cross_section", "data.handler", "data.array_loader",
-            "data.field_reader", "data.table", "data.cache", "data.threads", "data.loader", "data.segments", "data.leaks",
-            "data.universe", "models.base", "risk.model", "portfolio.strategy", "portfolio.rotation", "portfolio.exchange",
-            "report.plots", "report.records", "report.tearsheet", "report.compare", "report.runs", "store.*",
-            "demo.*", "scale.*", "home", "check*", "workflow", "tracking", "packing", "__main__"]
+            "data.field_reader", "data.table", "data.cache", "data.threads", "data.loader", "data.winner_loader", "data.segments",
+            "data.leaks", "data.universe", "models.base", "risk.market", "risk.model", "risk.records", "risk.__main__",
+            "portfolio.strategy", "portfolio.rotation", "portfolio.exchange", "report.plots", "report.records", "report.tearsheet",
+            "report.compare", "report.runs", "store.*", "demo.*", "scale.*", "home", "check*", "workflow", "tracking", "packing",
+            "__main__"]
 TORCH = ["data.panel", "data.sampler", "data.pack", "training.*", "models.*"]
 LAYERS = {"pure": PURE, "adapters": ADAPTERS, "torch": TORCH}
 

@@ -1,0 +1,1 @@
+"""Risk: style exposures, factor returns, covariance, one snapshot a day."""
