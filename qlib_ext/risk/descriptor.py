@@ -37,9 +37,7 @@ def beta(returns: np.ndarray, market: np.ndarray, origin: int = 0) -> tuple[np.n
 
 def rstr(returns: np.ndarray, origin: int = 0) -> np.ndarray:
     """Relative strength: weighted mean log return of the 504 days that ended 21 days ago, half-life 126; at least 126 days traded."""
-    lagged = np.full(returns.shape, np.nan)
-    lagged[MOMENTUM_LAG:] = _log(1 + returns[:len(returns) - MOMENTUM_LAG])
-    return weighted_mean(lagged, TWO_YEARS, 126, 126, origin)
+    return weighted_mean(_before(_log(1 + returns), MOMENTUM_LAG), TWO_YEARS, 126, 126, origin)
 
 
 def dastd(returns: np.ndarray, origin: int = 0) -> np.ndarray:
@@ -55,7 +53,7 @@ def cmra(returns: np.ndarray, origin: int = 0) -> np.ndarray:
     x, mask = known(_log(1 + returns))
     monthly = weighted_sum(x, MONTH, np.inf, origin)
     total, highest, lowest = np.zeros(x.shape), np.full(x.shape, -np.inf), np.full(x.shape, np.inf)
-    for back in range(0, MONTHS * MONTH, MONTH):
+    for back in range(0, min(MONTHS * MONTH, len(x)), MONTH):
         total[back:] += monthly[:len(monthly) - back]
         np.maximum(highest, total, out=highest)
         np.minimum(lowest, total, out=lowest)
@@ -108,8 +106,7 @@ def volatility_60(returns: np.ndarray, origin: int = 0) -> np.ndarray:
 
 def return_on_equity(profit: np.ndarray, equity: np.ndarray) -> np.ndarray:
     """Net profit of four quarters over the mean of the equity known now and 252 trading days ago (now, where that is unknown)."""
-    before = np.full(equity.shape, np.nan)
-    before[YEAR:] = equity[:len(equity) - YEAR]
+    before = _before(equity, YEAR)
     return ratio(profit, np.where(np.isfinite(before), (equity + before) / 2, equity))
 
 
@@ -129,6 +126,13 @@ def earnings_surprise(quarters: np.ndarray) -> np.ndarray:
         mean = np.nansum(past, axis=0) / count
         deviation = np.sqrt(np.nansum((past - mean) ** 2, axis=0) / (count - 1))
         return np.where((count >= 6) & (deviation > 1e-9 * np.abs(mean)), (change[0] - mean) / deviation, np.nan)
+
+
+def _before(values: np.ndarray, days: int) -> np.ndarray:
+    """The values so many rows earlier; NaN where there are none."""
+    out = np.full(values.shape, np.nan)
+    out[days:] = values[:max(len(values) - days, 0)]
+    return out
 
 
 def _log(values: np.ndarray) -> np.ndarray:

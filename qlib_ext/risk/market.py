@@ -1,0 +1,216 @@
+"""What the risk model reads of the Qlib store in use, as ``[day, stock]`` arrays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from qlib.config import C
+from qlib.data import D
+from qlib.log import get_module_logger
+
+from qlib_ext.data.field_reader import FieldReader
+from qlib_ext.data.universe import universe_grid
+from qlib_ext.errors import ConfigError, DataError
+from qlib_ext.risk.descriptor import DESCRIPTORS, EXTRAS, earnings_surprise
+from qlib_ext.store.feature_files import has_values
+from qlib_ext.store.fundamentals import KnownReports
+from qlib_ext.store.kept import read_table
+from qlib_ext.store.tables import Table, read_tables
+
+logger = get_module_logger("qlib_ext.risk")
+CAPS = ("total_cap", "float_cap")
+LISTED_DAYS = 120
+_BASIC = ("change", "close", "volume", "factor", "float_shares", "turnover", "industry", "is_st", *CAPS)
+_MADE = {"returns", "market", "cap", "turnover", "earnings_surprise"}
+_STORED = sorted({name for one in (*DESCRIPTORS, *EXTRAS) for name in one.needs} - _MADE)
+PROBED = 40
+"""Stocks looked at to learn which fields a store has."""
+
+
+@dataclass
+class MarketArrays:
+    """A stretch of the calendar.
+
+    Args:
+        days: datetime64[D] ``[t]``. origin: place of the first on the calendar. codes: ``[n]``, ascending.
+        fields: what `style_exposures` takes, without `market`.
+        cap: ``[t, n]`` float64, NaN where unknown or the stock has no row; ones where the store has no market values.
+        members: bool ``[t, n]``, the estimation universe. industry: ``[t, n]`` numbers, NaN unknown; None without the field.
+        cap_field: `total_cap`, `float_cap`, or `equal`.
+    """
+
+    days: np.ndarray
+    origin: int
+    codes: np.ndarray
+    fields: dict[str, np.ndarray]
+    cap: np.ndarray
+    members: np.ndarray
+    industry: np.ndarray | None
+    cap_field: str
+
+    def market(self) -> np.ndarray:
+        """``[t]`` return of the estimation universe, weighted by the cap of the day before; NaN on the first day."""
+        returns, out = self.fields["returns"], np.full(len(self.days), np.nan)
+        for t in range(1, len(out)):
+            used = self.members[t - 1] & np.isfinite(returns[t]) & (self.cap[t - 1] > 0)
+            if used.any():
+                weight = self.cap[t - 1, used]
+                out[t] = (weight * returns[t, used]).sum() / weight.sum()
+        return out
+
+
+def store_fields(path: Path | None = None) -> list[str]:
+    """Fields of the risk model that the store has (of its first stocks)."""
+    features = (Path(C.dpm.get_data_uri("day")) if path is None else Path(path)) / "features"
+    stocks = sorted(folder.name for folder in features.iterdir() if folder.is_dir())
+    stocks = [stocks[k] for k in np.unique(np.linspace(0, len(stocks) - 1, min(PROBED, len(stocks))).astype(int))]
+    return [name for name in dict.fromkeys((*_BASIC, *_STORED)) if any(has_values(features, code, name) for code in stocks)]
+
+
+def choose_cap(cap: str, fields: list[str]) -> str:
+    """The field of market values: `auto` takes total_cap, else float_cap, else (with a warning) weighs all stocks alike.
+
+    Raises:
+        ConfigError: an unknown name. DataError: the store has no such field.
+    """
+    if cap not in ("auto", "equal", *CAPS):
+        raise ConfigError(f"cap={cap!r} is unknown; choose auto, equal or one of {list(CAPS)}")
+    if cap == "equal" or (cap != "auto" and cap in fields):
+        return cap
+    if cap != "auto":
+        raise DataError(f"the store has no field {cap}: ingest float_shares_monthly, or choose cap: auto")
+    found = next((name for name in CAPS if name in fields), "equal")
+    if found == "equal":
+        logger.warning("the store has no market values (total_cap, float_cap): all stocks weigh alike, and there are no size, "
+                       "nonlinear_size and value styles; ingest float_shares_monthly to have them")
+    return found
+
+
+class MarketReader:
+    """The fields of all stocks of the store, read once.
+
+    Args:
+        cap: see `choose_cap`. universe: estimation universe; None: all stocks but those in special treatment (unknown counts as none)
+            and those listed for fewer than 120 trading days (stocks with bars on the first day of all count as old).
+        extras: also the fields of the extras' descriptors.
+
+    Attributes:
+        calendar: datetime64[D]. begin: place of the first bar of any stock. codes: stocks with bars.
+
+    Raises:
+        ConfigError: an unknown universe or cap. DataError: no field `change`, no stocks, damaged files.
+    """
+
+    def __init__(self, cap: str = "auto", universe: str | None = None, extras: bool = False):
+        fields = store_fields()
+        if "change" not in fields:
+            raise DataError("the risk model needs field `change` (return since the last day traded), which the store lacks: ingest the "
+                            "tables with `python -m qlib_ext.store ingest`")
+        self.cap_field, self.universe, self.extras = choose_cap(cap, fields), universe, extras
+        self.calendar = np.asarray(D.calendar(freq="day"), dtype="datetime64[ns]").astype("datetime64[D]")
+        spans = {code: [(self.calendar[0], self.calendar[-1])] for code in D.list_instruments(D.instruments("all"), as_list=True)}
+        needed = {name for one in (*DESCRIPTORS, *(EXTRAS if extras else ())) for name in one.needs} | set(_BASIC)
+        unused = ({"turnover"} if "float_shares" in fields else set()) | set(CAPS) - {self.cap_field} | {"close"}
+        self.reader = FieldReader(spans, None, None, [name for name in fields if name in needed - unused])
+        self.codes = list(self.reader.content)
+        if not self.codes:
+            raise DataError("no stock of universe all has a bar in the store")
+        self.begin = min(self.reader.bounds(code)[0] for code in self.codes)
+
+    def arrays(self, first: int, stop: int) -> MarketArrays:
+        """The days at places [first, stop) of the calendar, from the first bar of any stock on; stocks without a row there are left out."""
+        first = max(first, self.begin)
+        codes = [code for code in self.codes if self.reader.bounds(code)[0] < stop and self.reader.bounds(code)[1] > first]
+        laid = _Layout(self.reader, codes, first, stop, self.begin)
+        found = laid.fields(self.cap_field)
+        days = self.calendar[first:stop]
+        if self.extras:
+            found.update(_surprises(codes, days))
+        weights = np.where(laid.inside, found.get("cap", 1.0), np.nan)
+        members = universe_grid(days, codes, self.universe) if self.universe else laid.old_enough()
+        members &= (weights > 0) & laid.inside
+        return MarketArrays(days, first, np.array(codes), found, weights, members, laid.get("industry"), self.cap_field)
+
+
+class _Layout:
+    """Field files of some stocks laid on days."""
+
+    def __init__(self, reader: FieldReader, codes: list[str], first: int, stop: int, oldest: int):
+        self.reader, self.codes, self.first, self.stop, self.oldest = reader, codes, first, stop, oldest
+        self.begin, self.end = (np.array(part) for part in zip(*(reader.bounds(code) for code in codes)))
+        places = np.arange(first, stop)[:, None]
+        self.inside = (places >= self.begin) & (places < self.end)
+
+    def get(self, name: str) -> np.ndarray | None:
+        """``[t, n]`` float64, NaN where a stock has no value; None where no stock has the field."""
+        laid, found = np.full((len(self.codes), self.stop - self.first), np.nan), False
+        for n, code in enumerate(self.codes):
+            if name in self.reader.content[code]:
+                start, values = self.reader.content[code][name]
+                low, high = max(start, self.first), min(start + len(values), self.stop)
+                if low < high:
+                    laid[n, low - self.first:high - self.first] = values[low - start:high - start]
+                    found = True
+        return np.ascontiguousarray(laid.T) if found else None
+
+    def fields(self, cap_field: str) -> dict[str, np.ndarray]:
+        """Arrays under the names that descriptors ask for."""
+        found = {"returns": self.get("change")}
+        volume, shares = self.get("volume"), self.get("float_shares")
+        if volume is not None and shares is not None:
+            factor = self.get("factor")
+            traded = np.where(np.isfinite(volume), volume * (1.0 if factor is None else factor), 0.0)
+            found["turnover"] = np.where(self.inside, traded / np.where(shares > 0, shares, np.nan), np.nan)
+        else:
+            found["turnover"] = _scaled(self.get("turnover"), 0.01)
+        if cap_field != "equal":
+            found["cap"] = self.get(cap_field)
+        found.update({name: self.get(name) for name in _STORED})
+        if found.get("preferred_equity") is None and found.get("equity") is not None:
+            found["preferred_equity"] = np.zeros(self.inside.shape)
+        return {name: values for name, values in found.items() if values is not None}
+
+    def old_enough(self) -> np.ndarray:
+        """Stocks listed long enough and not in special treatment, bool ``[t, n]``."""
+        age = np.arange(self.first, self.stop)[:, None] - self.begin
+        members = self.inside & ((age >= LISTED_DAYS) | (self.begin == self.oldest))
+        is_st = self.get("is_st")
+        return members if is_st is None else members & ~(is_st == 1)
+
+
+def _scaled(values: np.ndarray | None, by: float) -> np.ndarray | None:
+    return None if values is None else values * by
+
+
+def _surprises(codes: list[str], days: np.ndarray) -> dict[str, np.ndarray]:
+    """`earnings_surprise` ``[t, n]`` of the reports announced before each day, from the tables the store keeps; nothing without them."""
+    path = Path(C.dpm.get_data_uri("day"))
+    if not (path / "tables" / "fundamentals.parquet").is_file():
+        return {}
+    frame = read_table(path, "fundamentals")
+    if "net_profit" not in frame:
+        return {}
+    laid = np.full((len(days), len(codes)), np.nan)
+    stock, announced, value = announced_surprises(read_tables({"fundamentals": frame}, required=())["fundamentals"], np.array(codes))
+    for n, begin, one in zip(stock, np.searchsorted(days, announced, side="right"), value):
+        laid[begin:, n] = one                                # in order of announcement: the last one known stays
+    return {"earnings_surprise": laid}
+
+
+def announced_surprises(table: Table, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Standardised unexpected earnings of the latest quarter known with each announcement, in order of stock and announcement.
+
+    Returns:
+        position of the stock in `codes` ``[e]``, announcement datetime64[D] ``[e]``, value ``[e]``, NaN where quarters are missing.
+    """
+    known = KnownReports(table, codes)
+
+    def quarter(back: int) -> np.ndarray:
+        period = known.latest - back
+        before = np.where(period % 4 == 0, 0.0, known.value("net_profit", period - 1))      # flows are year to date
+        return known.value("net_profit", period) - before
+
+    value, there = earnings_surprise(np.stack([quarter(back) for back in range(13)])), known.stock >= 0
+    return known.stock[there], known.announcement[there], value[there]

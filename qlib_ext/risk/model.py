@@ -1,0 +1,329 @@
+"""The risk model of the Qlib store in use: snapshots of every day, and Qlib's `RiskModel` on them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Iterator, Sequence
+
+import numpy as np
+import pandas as pd
+from qlib.config import C
+from qlib.data import D
+from qlib.log import get_module_logger
+from qlib.model.riskmodel import RiskModel
+from tqdm import tqdm
+
+from qlib_ext.data.threads import run
+from qlib_ext.errors import ConfigError, DataError
+from qlib_ext.home import home
+from qlib_ext.risk.covariance import CovarianceOptions
+from qlib_ext.risk.descriptor import EXTRA_STYLES, LONGEST, STYLES
+from qlib_ext.risk.estimate import Exposed, History, Regressions, days_kept, regressions, risk_days
+from qlib_ext.risk.market import MarketArrays, MarketReader, choose_cap, store_fields
+from qlib_ext.risk.snapshot import RiskDay, RiskSnapshot
+from qlib_ext.risk.style import coverage, possible, style_exposures
+from qlib_ext.store.metadata import fingerprint, read_metadata
+from qlib_ext.store.snapshots import SnapshotStore
+
+logger = get_module_logger("qlib_ext.risk")
+MADE_OF = "store.json"
+CELLS, LEAST_DAYS = 8_000_000, 250
+"""Stock-days that are worked on at a time, but so many days at least: each piece looks `LONGEST` days back."""
+
+
+@dataclass(frozen=True)
+class RiskOptions:
+    """What a risk model is.
+
+    Args:
+        styles: those of CNE5 to use; None: all that the store's fields allow (which is recorded).
+        cap: `auto`, `equal`, `total_cap` or `float_cap` (`qlib_ext.risk.market.choose_cap`).
+        universe: estimation universe; None: all stocks listed for 120 days that are not in special treatment.
+        covariance: options of `CovarianceOptions`.
+
+    Raises:
+        ConfigError: an unknown option of the covariance, or a value out of range.
+    """
+
+    styles: Sequence[str] | None = None
+    cap: str = "auto"
+    universe: str | None = None
+    covariance: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        unknown = sorted(set(self.covariance) - set(CovarianceOptions.__dataclass_fields__))
+        if unknown:
+            raise ConfigError(f"covariance does not take {unknown}; it takes {sorted(CovarianceOptions.__dataclass_fields__)}")
+        CovarianceOptions(**self.covariance)
+
+    def settings(self) -> dict:
+        """What snapshots are recorded under: styles and cap as the store in use allows them.
+
+        Raises:
+            ConfigError: an unknown style. DataError: no style can be had, or those asked for cannot.
+        """
+        fields = store_fields()
+        cap = choose_cap(self.cap, fields)
+        have = {"returns", "market", *fields} | ({"cap"} if cap != "equal" else set())
+        have |= {"turnover"} if {"volume", "float_shares"} <= set(fields) else set()
+        have |= {"preferred_equity"} if "equity" in fields else set()
+        found, missing = possible(sorted(have), self.styles)
+        if self.styles is not None and missing:
+            raise DataError(f"the store does not allow the styles {sorted(missing)}: {missing}")
+        if not found:
+            raise DataError(f"the store allows no style: {missing}")
+        return {"styles": list(found), "missing": missing, "cap": cap, "universe": self.universe,
+                "covariance": asdict(CovarianceOptions(**self.covariance))}
+
+
+def default_folder(settings: dict) -> Path:
+    """Where snapshots of the store in use with some settings are kept: `risk/...` in QLIB_EXT_HOME."""
+    store = Path(C.dpm.get_data_uri("day")).expanduser().resolve()
+    digest = hashlib.blake2b(json.dumps([str(store), settings], sort_keys=True).encode(), digest_size=6).hexdigest()
+    return home() / "risk" / f"{store.name}-{digest}"
+
+
+def prepare_snapshots(folder: str | Path | None = None, options: RiskOptions = RiskOptions(), progress: bool = True,
+                      overwrite: bool = False) -> SnapshotStore:
+    """Snapshots of all days of the Qlib store in use; those that are missing are made.
+
+    Args:
+        folder: where they are kept; None: `default_folder`.
+        overwrite: begin anew where the store's past, or the settings, are no longer those of the folder.
+
+    Raises:
+        ConfigError: the folder was made with other settings. DataError: the store's past has changed since, or fields are missing.
+    """
+    settings = options.settings()
+    folder = default_folder(settings) if folder is None else Path(folder).expanduser()
+    if overwrite and folder.is_dir():
+        shutil.rmtree(folder)
+    _check_made_of(folder)
+    store = SnapshotStore(folder)
+    if _complete(store):
+        return store
+    builder = _Builder(store, settings, _calendar())
+    store.write(tqdm(builder.days(), total=len(builder.missing), desc="risk snapshots", disable=not progress, mininterval=1.0), settings)
+    if not len(store.days):
+        raise DataError(f"no day of the store has a history of {builder.options.least} days to forecast from")
+    _record_made_of(folder)
+    return store
+
+
+def _complete(store: SnapshotStore) -> bool:
+    """Whether the days from the first stored one to the end of the calendar are all there."""
+    days, calendar = store.sound_days, _calendar()
+    return len(days) > 0 and len(days) == np.count_nonzero(calendar >= days[0])
+
+
+def _calendar() -> np.ndarray:
+    return np.asarray(D.calendar(freq="day"), dtype="datetime64[ns]").astype("datetime64[D]")
+
+
+def _check_made_of(folder: Path) -> None:
+    """Snapshots rest on the store's past: where this package wrote the store, its fingerprint says whether that is the same."""
+    file, uri = folder / MADE_OF, C.dpm.get_data_uri("day")
+    if not file.is_file() or read_metadata(uri) is None:
+        return
+    made = json.loads(file.read_text())
+    try:
+        same = fingerprint(uri, until=made["until"]) == made["fingerprint"]
+    except DataError:
+        same = False
+    if not same:
+        raise DataError(f"the snapshots in {folder} were made of another past (up to {made['until']}) than that of store {uri}: make them "
+                        "anew with `python -m qlib_ext.risk build --overwrite`, or name another folder")
+
+
+def _record_made_of(folder: Path) -> None:
+    uri = C.dpm.get_data_uri("day")
+    if read_metadata(uri) is None:
+        return
+    until = str(_calendar()[-1])
+    aside = folder / f".{MADE_OF}"
+    aside.write_text(json.dumps({"until": until, "fingerprint": fingerprint(uri, until=until)}))
+    aside.replace(folder / MADE_OF)
+
+
+# ---- building -------------------------------------------------------------------------------------------------------------------
+class _Builder:
+    """Makes the days that a folder lacks, the oldest first."""
+
+    def __init__(self, store: SnapshotStore, settings: dict, calendar: np.ndarray):
+        self.store, self.settings, self.calendar = store, settings, calendar
+        self.options = CovarianceOptions(**settings["covariance"])
+        self.reader = MarketReader(settings["cap"], settings["universe"])
+        self.stored = np.searchsorted(calendar, store.sound_days)
+        begin = self.stored[0] if len(self.stored) else self.reader.begin
+        self.missing = np.setdiff1d(np.arange(begin, len(calendar)), self.stored)
+
+    def days(self) -> Iterator[RiskDay]:
+        """The missing days; on the first days of all, without a history, there is nothing to forecast with."""
+        if not len(self.missing):
+            return
+        keep, history = days_kept(self.options), self._history()
+        step = max(CELLS // len(self.reader.codes), LEAST_DAYS)
+        for first in range(self.missing[0], len(self.calendar), step):
+            stop = min(first + step, len(self.calendar))
+            exposed, learnt = self._learn(first, stop)
+            wanted = self.missing[(self.missing >= first) & (self.missing < stop)] - exposed.origin
+            yield from risk_days(exposed, learnt, history, wanted, self.options)
+            history = History.first(exposed, learnt, keep) if history is None else history.extended(exposed, learnt, keep)
+
+    def _learn(self, first: int, stop: int) -> tuple[Exposed, Regressions]:
+        """Exposures of the places [first - 1, stop) and their regressions."""
+        market = self.reader.arrays(first - 1 - LONGEST, stop)
+        exposed = expose(market, self.settings["styles"], max(first - 1 - market.origin, 0))
+        learnt = regressions(exposed)
+        if learnt.faults:
+            day, reason = next(iter(learnt.faults.items()))
+            logger.warning(f"no factor returns on {len(learnt.faults)} days, the first {day}: {reason}")
+        return exposed, learnt
+
+    def _history(self) -> History | None:
+        """What the stored days before the first missing one have taught, and the days before them, which are made again."""
+        if not len(self.stored):
+            return None
+        keep, first = days_kept(self.options), self.missing[0]
+        exposed, learnt = self._learn(self.reader.begin, self.stored[0])
+        early = History.first(exposed, learnt, keep)
+        days = self.calendar[max(self.stored[0], first - keep):first]
+        residual = pd.DataFrame(self.store.residuals(days, self.reader.codes), index=days, columns=self.reader.codes)
+        returns = self.store.factor_returns(until=self.calendar[first - 1])
+        return History(pd.concat([early.factor_return, returns]), pd.concat([early.residual, residual]).iloc[-keep:])
+
+
+def expose(market: MarketArrays, styles: Sequence[str], first: int = 0) -> Exposed:
+    """Exposures to some styles from row `first` on, rounded to float32, as they are stored."""
+    fields = {**market.fields, "market": market.market()}
+    made = style_exposures(fields, market.cap, market.members, market.industry, styles, market.origin, first, run)
+    industry = None if market.industry is None else market.industry[first:]
+    return Exposed(market.days[first:], market.origin + first, market.codes, made.names, made.values.astype(np.float32), industry,
+                   market.cap[first:], market.members[first:], market.fields["returns"][first:])
+
+
+def load_styles(styles: Sequence[str] | None = None, start_time=None, end_time=None,
+                options: RiskOptions = RiskOptions()) -> tuple[pd.DataFrame, list[dict]]:
+    """Style exposures of the Qlib store in use, those of CNE5 and the extras (`size_squared`, `roe`, `sue`, `volatility_60`, `bp`).
+
+    Args:
+        styles: names; None: all that the store's fields allow. start_time, end_time: first and last day; None: the store's.
+
+    Returns:
+        float32 frame by (datetime, instrument), NaN unknown; rows of coverage (`qlib_ext.risk.style.coverage`).
+
+    Raises:
+        ConfigError: unknown names, or no trading day in the span. DataError: a style that was asked for cannot be had.
+    """
+    reader = MarketReader(options.cap, options.universe, extras=True)
+    first = 0 if start_time is None else int(np.searchsorted(reader.calendar, np.datetime64(pd.Timestamp(start_time), "D")))
+    stop = len(reader.calendar) if end_time is None else \
+        int(np.searchsorted(reader.calendar, np.datetime64(pd.Timestamp(end_time), "D"), side="right"))
+    if stop <= max(first, reader.begin):
+        raise ConfigError(f"no stock has a bar from {start_time} to {end_time}: the store has them from "
+                          f"{reader.calendar[reader.begin]} to {reader.calendar[-1]}")
+    market = reader.arrays(first - LONGEST, stop)
+    fields, lead = {**market.fields, "market": market.market()}, max(first - market.origin, 0)
+    names = [*STYLES, *EXTRA_STYLES] if styles is None else list(styles)
+    made = style_exposures(fields, market.cap, market.members, market.industry, names, market.origin, lead, run)
+    if styles is not None and made.missing:
+        raise DataError(f"the store does not allow the styles {sorted(made.missing)}: {made.missing}")
+    day, stock = np.nonzero(np.isfinite(made.values).any(axis=2))
+    index = pd.MultiIndex.from_arrays([pd.DatetimeIndex(market.days[lead:][day].astype("datetime64[ns]")), market.codes[stock]],
+                                      names=["datetime", "instrument"])
+    frame = pd.DataFrame(made.values[day, stock].astype(np.float32), index=index, columns=list(made.names))
+    return frame, coverage(made, market.members[lead:], market.days[lead:])
+
+
+def write_exposures(frame: pd.DataFrame, folder: str | Path, options: RiskOptions = RiskOptions(), progress: bool = True) -> SnapshotStore:
+    """Snapshots of exposures that come from elsewhere (a deep risk model): country and these factors, no industries.
+
+    Args:
+        frame: by (datetime, instrument), a column for each factor, in cross-sectional standard deviations; NaN unknown. Its days must
+            be consecutive trading days of the Qlib store in use.
+        folder: what it holds is replaced when all is done.
+
+    Raises:
+        DataError: no rows, days that lack in between, columns that are no numbers.
+    """
+    if not len(frame) or not all(kind.kind == "f" for kind in frame.dtypes):
+        raise DataError(f"exposures must be a frame of floats by (datetime, instrument) with rows; got {frame.shape}, {set(frame.dtypes)}")
+    calendar, folder = _calendar(), Path(folder).expanduser()
+    days = np.unique(frame.index.get_level_values(0).to_numpy().astype("datetime64[D]"))
+    first, stop = np.searchsorted(calendar, days[0]), np.searchsorted(calendar, days[-1], side="right")
+    lacking = np.setdiff1d(calendar[first:stop], days)
+    if len(lacking) or len(days) != stop - first:
+        raise DataError(f"exposures must come for consecutive trading days: {len(lacking)} lack between {days[0]} and {days[-1]}, the first "
+                        f"{lacking[:1]}")
+    market = MarketReader(options.cap, options.universe).arrays(first, stop)
+    style = np.full((*market.cap.shape, frame.shape[1]), np.nan, np.float32)
+    row = np.searchsorted(market.days, frame.index.get_level_values(0).to_numpy().astype("datetime64[D]"))
+    names = frame.index.get_level_values(1).to_numpy().astype(str)
+    place = np.minimum(np.searchsorted(market.codes, names), len(market.codes) - 1)
+    known = market.codes[place] == names
+    style[row[known], place[known]] = frame.to_numpy(np.float32)[known]
+    exposed = Exposed(market.days, market.origin, market.codes, tuple(str(name) for name in frame.columns), style, None, market.cap,
+                      market.members, market.fields["returns"])
+    covariance = CovarianceOptions(**options.covariance)
+    settings = {"styles": list(exposed.styles), "missing": {}, "cap": market.cap_field, "universe": options.universe,
+                "covariance": asdict(covariance), "exposures": "given"}
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}")
+    try:
+        made = risk_days(exposed, regressions(exposed), None, range(len(market.days)), covariance)
+        SnapshotStore(aside).write(tqdm(made, total=len(market.days), desc="risk snapshots", disable=not progress, mininterval=1.0), settings)
+        if not len(SnapshotStore(aside).days):
+            raise DataError(f"{len(market.days)} days of exposures are too few to forecast from: {covariance.least} days of returns are needed")
+        shutil.rmtree(folder, ignore_errors=True)
+        aside.replace(folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return SnapshotStore(folder)
+
+
+# ---- Qlib's RiskModel -----------------------------------------------------------------------------------------------------------
+class FactorRiskModel(RiskModel):
+    """Qlib's `RiskModel` whose covariance comes from snapshots instead of the returns it is given.
+
+    ``predict(X)`` takes prices or returns as Qlib's estimators do (rows days, columns instruments, or a (datetime, instrument) series)
+    and looks at nothing but their last day and their instruments.
+
+    Args:
+        snapshots: folder of a snapshot store; None: that of the Qlib store in use, made where it is missing.
+        scale_return: variances of returns in percent, as Qlib's estimators give by default.
+    """
+
+    def __init__(self, snapshots: str | None = None, scale_return: bool = True):
+        super().__init__(scale_return=scale_return)
+        self.snapshots = snapshots
+
+    def predict(self, X, return_corr: bool = False, is_price: bool = True, return_decomposed_components: bool = False):
+        """The covariance (or correlation) frame, or ``(exposure, factor covariance, specific variances)``.
+
+        Raises:
+            DataError: no snapshot of the last day, or instruments that it does not know.
+            ConfigError: X is no frame with days and instruments, or both options are asked for.
+        """
+        if return_corr and return_decomposed_components:
+            raise ConfigError("ask either for the correlation or for the components")
+        snapshot, columns = self._snapshot(X)
+        rows, scale = snapshot.rows(columns), 1e4 if self.scale_return else 1.0
+        if return_decomposed_components:
+            return snapshot.exposure[rows], snapshot.factor_cov * scale, snapshot.specific_var[rows] * scale
+        matrix = (snapshot.covariance() * scale)[np.ix_(rows, rows)]
+        if return_corr:
+            size = np.sqrt(np.diag(matrix))
+            matrix = matrix / np.outer(size, size)
+        return pd.DataFrame(matrix, index=columns, columns=columns)
+
+    def _snapshot(self, X) -> tuple[RiskSnapshot, pd.Index]:
+        if not isinstance(X, (pd.Series, pd.DataFrame)):
+            raise ConfigError(f"FactorRiskModel needs days and instruments: give a frame, not a {type(X).__name__}")
+        if isinstance(X.index, pd.MultiIndex):
+            X = (X.iloc[:, 0] if isinstance(X, pd.DataFrame) else X).unstack(level="instrument")
+        store = prepare_snapshots() if self.snapshots is None else SnapshotStore(self.snapshots)
+        return store.read(np.datetime64(pd.Timestamp(X.index.max()), "D")).select(X.columns), X.columns

@@ -1,0 +1,237 @@
+"""The risk model on a small store: building, resuming, what is refused, and where Qlib takes it."""
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import small_market
+from qlib.contrib.model.gbdt import LGBModel
+from qlib.data import D
+
+from qlib_ext.errors import ConfigError, DataError
+from qlib_ext.risk import model as risk_model
+from qlib_ext.risk.__main__ import main
+from qlib_ext.risk.descriptor import STYLES
+from qlib_ext.risk.market import MarketReader
+from qlib_ext.risk.model import FactorRiskModel, RiskOptions, default_folder, load_styles, prepare_snapshots, write_exposures
+from qlib_ext.risk.records import SnapshotRecord
+from qlib_ext.store.snapshots import SnapshotStore
+
+QUIET = {"progress": False}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    path = small_market.build_store(tmp_path_factory.mktemp("market"))
+    small_market.start_qlib(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def built(store, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("risk") / "snapshots"
+    return prepare_snapshots(folder, **QUIET)
+
+
+def copied(built, tmp_path) -> SnapshotStore:
+    shutil.copytree(built.folder, tmp_path / "copy")
+    return SnapshotStore(tmp_path / "copy")
+
+
+def content(store: SnapshotStore) -> dict:
+    """Everything of every day, to the bit."""
+    found = {}
+    for day in store.days:
+        one = store.read_day(day)
+        shot = one.snapshot
+        found[str(day)] = [shot.factors, tuple(shot.instruments), *(part.tobytes() for part in (
+            shot.exposure, shot.factor_cov, shot.specific_var, one.factor_return, one.residual, one.estimation)), one.r_squared]
+    return found
+
+
+def test_every_day_from_the_first_with_a_history(store, built):
+    calendar = np.asarray(D.calendar(freq="day"), "datetime64[ns]").astype("datetime64[D]")
+    assert len(built.days) == len(calendar) - 42 and built.days[-1] == calendar[-1]
+    shot = built.read(calendar[-1])
+    assert [name for name in shot.factors if name in STYLES] == list(STYLES) and built.settings["cap"] == "total_cap"
+    assert len(shot.instruments) > 70 and (np.sqrt(252 * np.diag(shot.factor_cov)) < 1).all()
+    assert 0.1 < np.sqrt(252 * np.median(shot.specific_var)) < 0.8
+
+
+@pytest.mark.parametrize("lost", [["2016-12"], ["2016-09", "2016-10", "2016-11", "2016-12"], ["2016-05"]])
+def test_missing_months_come_back_to_the_bit(store, built, tmp_path, lost, monkeypatch):
+    part = copied(built, tmp_path)
+    for month in lost:
+        (part.folder / f"{month}.parquet").unlink()
+    written = []
+    monkeypatch.setattr(SnapshotStore, "_write_month", lambda self, file, days, settings, real=SnapshotStore._write_month: (
+        written.append(file.stem), real(self, file, days, settings)))
+    again = prepare_snapshots(part.folder, **QUIET)
+    assert written == lost                                                              # nothing else was written
+    assert content(again) == content(built)
+
+
+def test_a_truncated_last_file_is_named_and_made_again(store, built, tmp_path):
+    part = copied(built, tmp_path)
+    last = part.files()[-1]
+    last.write_bytes(last.read_bytes()[:-200])
+    with pytest.raises(DataError, match=f"{last.name} is damaged.*qlib_ext.risk build"):
+        part.read(built.days[-1])
+    assert content(prepare_snapshots(part.folder, **QUIET)) == content(built)
+
+
+def test_an_interrupted_build_keeps_its_months_and_goes_on(store, built, tmp_path, monkeypatch):
+    folder, real = tmp_path / "new", SnapshotStore._write_month
+
+    def stop(self, file, days, settings):
+        if file.stem == "2016-03":
+            raise KeyboardInterrupt
+        real(self, file, days, settings)
+
+    monkeypatch.setattr(SnapshotStore, "_write_month", stop)
+    with pytest.raises(KeyboardInterrupt):
+        prepare_snapshots(folder, **QUIET)
+    assert SnapshotStore(folder).files()[-1].stem == "2016-02"
+    monkeypatch.setattr(SnapshotStore, "_write_month", real)
+    assert content(prepare_snapshots(folder, **QUIET)) == content(built)
+
+
+def test_work_in_pieces_is_the_same_to_the_bit(store, built, tmp_path, monkeypatch):
+    monkeypatch.setattr(risk_model, "CELLS", 1)
+    monkeypatch.setattr(risk_model, "LEAST_DAYS", 97)
+    assert content(prepare_snapshots(tmp_path / "pieces", **QUIET)) == content(built)
+
+
+def test_a_complete_folder_is_read_not_built(store, built, monkeypatch):
+    monkeypatch.setattr(risk_model, "MarketReader", lambda *a: pytest.fail("read again"))
+    assert prepare_snapshots(built.folder, **QUIET).folder == built.folder
+
+
+def test_other_settings_and_another_past_are_refused(store, built, tmp_path):
+    part = copied(built, tmp_path)
+    part.files()[-1].unlink()
+    with pytest.raises(ConfigError, match="other cap"):
+        prepare_snapshots(part.folder, RiskOptions(cap="float_cap"), **QUIET)
+    made_of = part.folder / risk_model.MADE_OF
+    made_of.write_text(made_of.read_text().replace('"fingerprint": "', '"fingerprint": "0'))
+    with pytest.raises(DataError, match="another past.*overwrite"):
+        prepare_snapshots(part.folder, **QUIET)
+    made = prepare_snapshots(part.folder, RiskOptions(cap="float_cap"), overwrite=True, **QUIET)
+    assert made.settings["cap"] == "float_cap" and len(made.days) == len(built.days)
+
+
+@pytest.mark.parametrize("options, error, words", [
+    ({"styles": ["size", "vaule"]}, ConfigError, "vaule"), ({"cap": "free_float"}, ConfigError, "free_float"),
+    ({"styles": ["size", "sue"]}, DataError, "sue"), ({"universe": "csi2000"}, ConfigError, "csi2000")])
+def test_options_that_cannot_work_are_named(store, tmp_path, options, error, words):
+    with pytest.raises(error, match=words):
+        prepare_snapshots(tmp_path / "x", RiskOptions(**options), **QUIET)
+    assert not (tmp_path / "x").exists() or not list((tmp_path / "x").glob("*.parquet"))
+    for wrong in ({"covariance": {"half_life": 3}}, {"covariance": {"volatility_half_life": -1}}):
+        with pytest.raises(ConfigError, match="half_life"):
+            RiskOptions(**wrong)
+
+
+def test_settings_name_the_default_folder(store, monkeypatch, tmp_path):
+    monkeypatch.setenv("QLIB_EXT_HOME", str(tmp_path))
+    one, two = (default_folder(RiskOptions(cap=cap).settings()) for cap in ("auto", "float_cap"))
+    assert one != two and one.parent == tmp_path / "risk" and one == default_folder(RiskOptions(cap="total_cap").settings())
+
+
+# ---- styles on demand -----------------------------------------------------------------------------------------------------------
+def test_styles_on_demand_equal_those_of_the_snapshots_and_extras_are_there(store, built):
+    frame, rows = load_styles(start_time="2016-06-01", end_time="2016-06-30")
+    day = pd.Timestamp("2016-06-15")
+    shot = built.read(day)
+    mine = frame.xs(day, level="datetime").loc[shot.instruments, list(STYLES)].to_numpy()
+    np.testing.assert_array_equal(mine, shot.exposure[:, [shot.factors.index(name) for name in STYLES]].astype(np.float32))
+    assert {"size_squared", "roe", "sue", "volatility_60", "bp"} <= set(frame.columns) and frame["sue"].notna().mean() > 0.5
+    assert {row["year"] for row in rows} == {2016} and all(0 <= row["own"] <= 1 for row in rows)
+    with pytest.raises(ConfigError, match="no stock has a bar"):
+        load_styles(start_time="2030-01-01")
+
+
+def test_earnings_surprises_are_those_of_the_reports_known(store):
+    market, reader = small_market.market(), MarketReader(extras=True)
+    laid = reader.arrays(0, len(reader.calendar))
+    surprise, day = laid.fields["earnings_surprise"], 400
+    from qlib_ext.store import read_table
+    reports = read_table(store, "fundamentals", until=reader.calendar[day - 1])          # announced up to the day before
+    checked = 0
+    for n, code in enumerate(laid.codes[:12]):
+        own = reports[reports["instrument"] == code].sort_values("announcement").drop_duplicates("period_end", keep="last")
+        profit = own.set_index("period_end")["net_profit"].sort_index()
+        if len(profit) < 13:
+            continue
+        quarter = profit.where(profit.index.month == 3, profit - profit.shift(1)).iloc[-13:]
+        change = (quarter - quarter.shift(4)).dropna()
+        expected = (change.iloc[-1] - change.iloc[-9:-1].mean()) / change.iloc[-9:-1].std()
+        assert surprise[day, n] == pytest.approx(expected, rel=1e-5)
+        checked += 1
+    assert checked > 5 and market is not None
+
+
+# ---- Qlib -----------------------------------------------------------------------------------------------------------------------
+def test_it_stands_where_qlib_takes_a_risk_model(store, built):
+    codes = built.read(built.days[-1]).instruments[5:15].tolist()[::-1]
+    prices = D.features(codes, ["$close"], start_time="2016-10-01", end_time=str(built.days[-1]))["$close"]
+    shot = built.read(built.days[-1]).select(codes)
+    for scale, option in ((1e4, True), (1.0, False)):
+        model = FactorRiskModel(str(built.folder), scale_return=option)
+        got = model.predict(prices)
+        assert list(got.columns) == sorted(codes)
+        np.testing.assert_allclose(got.to_numpy(), shot.covariance() * scale, rtol=1e-12)
+        exposure, cov_b, var_u = model.predict(prices, return_decomposed_components=True)
+        np.testing.assert_allclose(exposure @ cov_b @ exposure.T + np.diag(var_u), got.to_numpy(), rtol=1e-12)
+    wide = prices.unstack(level="instrument")[codes]
+    assert list(FactorRiskModel(str(built.folder)).predict(wide).columns) == codes       # the order that was asked for
+    np.testing.assert_allclose(np.diag(FactorRiskModel(str(built.folder)).predict(wide, return_corr=True)), 1.0)
+    with pytest.raises(DataError, match="SZ999999"):
+        FactorRiskModel(str(built.folder)).predict(wide.rename(columns={codes[0]: "SZ999999"}))
+    with pytest.raises(ConfigError, match="frame"):
+        FactorRiskModel(str(built.folder)).predict(wide.to_numpy())
+
+
+def test_exposures_from_elsewhere_become_snapshots(store, built, tmp_path):
+    draw = np.random.default_rng(0)
+    days, codes = built.days[:200], built.read(built.days[0]).instruments
+    index = pd.MultiIndex.from_product([pd.DatetimeIndex(days.astype("datetime64[ns]")), codes], names=["datetime", "instrument"])
+    frame = pd.DataFrame(draw.standard_normal((len(index), 3)).astype(np.float32), index=index, columns=["deep_00", "deep_01", "deep_02"])
+    made = write_exposures(frame, tmp_path / "deep", **QUIET)
+    shot = made.read(days[-1])
+    assert shot.factors == ("country", "deep_00", "deep_01", "deep_02") and made.days[0] == days[42]
+    np.testing.assert_array_equal(shot.exposure[:, 1:].astype(np.float32), frame.xs(pd.Timestamp(days[-1])).loc[shot.instruments])
+    with pytest.raises(DataError, match="consecutive"):
+        write_exposures(frame.drop(pd.Timestamp(days[100]), level=0), tmp_path / "gap", **QUIET)
+    with pytest.raises(DataError, match="too few"):
+        write_exposures(frame.loc[:pd.Timestamp(days[10])], tmp_path / "deep", **QUIET)
+    assert len(SnapshotStore(tmp_path / "deep").days) == 200 - 42                        # what was there stays
+
+    class Recorder:
+        saved = {}
+
+        def save_objects(self, artifact_path=None, **objects):
+            self.saved.update(objects)
+
+    class Deep:
+        def exposures(self, dataset):
+            return frame
+
+    record = SnapshotRecord(Recorder(), Deep(), None, str(tmp_path / "record"))
+    record.generate()
+    assert Recorder.saved["risk_snapshots.pkl"]["folder"] == str(tmp_path / "record") and len(SnapshotStore(tmp_path / "record").days) > 100
+    with pytest.raises(ConfigError, match="LGBModel has no exposures"):
+        SnapshotRecord(Recorder(), LGBModel(), None, "x")
+
+
+def test_command_line(store, built, tmp_path, capsys):
+    assert main(["build", "--store", str(store), "--out", str(built.folder)]) == 0
+    assert f"{len(built.days)} days" in capsys.readouterr().out
+    assert main(["coverage", "--store", str(store)]) == 0
+    assert "residual_volatility" in capsys.readouterr().out
+    assert main(["export", "--snapshots", str(built.folder), "--out", str(tmp_path / "qlib"), "--start", "2016-12-28"]) == 0
+    assert len(list((tmp_path / "qlib").iterdir())) == 3
+    assert main(["build", "--store", str(tmp_path / "none")]) == 1 and "does not exist" in capsys.readouterr().err
+    assert main(["build", "--store", str(store), "--covariance", "volatility_half_life=long"]) == 1
+    assert "NAME=NUMBER" in capsys.readouterr().err
+    small_market.start_qlib(store)
