@@ -90,6 +90,9 @@ class _Checker:
         self._open_store()
         for node in self.nodes:
             self._node(node)
+        for node in filter(self._is_joined, reversed(self.nodes)):  # after its parts, whose faults are named where they stand
+            if not any(f"{where}.".startswith(f"{node.where}.") for where in self.broken):
+                self._build(node, self.classes[node.where])
         if self.store is not None:
             self._against_store()
         return self.faults
@@ -190,7 +193,7 @@ class _Checker:
             self._numbers(f"{node.where}.kwargs", found, node.kwargs)
         if _is_record(found) and isinstance(node.kwargs.get("config"), dict):
             self._port_analysis(node.where, node.kwargs["config"])
-        if node.where not in self.broken and self._is_built_here(node, found):
+        if node.where not in self.broken and self._is_built_here(node, found) and not self._is_joined(node):
             self._build(node, found)
 
     def _injected(self, node: Node) -> set:
@@ -238,6 +241,10 @@ class _Checker:
         ours = getattr(found, "__module__", "").startswith("qlib_ext.")
         return ours and node.where.startswith("task.") and node.role not in NOT_BUILT
 
+    def _is_joined(self, node: Node) -> bool:
+        return (self._is_built_here(node, self.classes.get(node.where))
+                and any(other.where.startswith(f"{node.where}.") for other in self.nodes))
+
     def _build(self, node: Node, found):
         kwargs = copy.deepcopy(node.kwargs)
         if node.role.endswith("_processors"):  # handlers hand their fit span on
@@ -247,13 +254,12 @@ class _Checker:
             return None
         try:
             self.built[node.where] = found(**kwargs)
-            return self.built[node.where]
         except Exception as error:
             text, _, advice = str(error).partition("; ")
             self.broken.add(node.where)
             self.add(f"{node.where}.kwargs", f"{_name(found)} refuses this ({type(error).__name__}: {text})",
                      advice or "correct the value")
-            return None
+        return self.built.get(node.where)
 
     # ---- store ----------------------------------------------------------------------------------------------------------
     def _against_store(self) -> None:
@@ -265,6 +271,7 @@ class _Checker:
         handler = self._handler(place)
         codes = self._universes(segments)
         data.check_market_states(self.add, self.warn, self.built, self.store)
+        data.check_winner_styles(self.add, self.warn, self.built, self.store, segments)
         if handler is not None and codes:
             data.check_fields(self.add, self.warn, f"{place}.handler", handler, self.store, codes)
         if isinstance(dataset.get("handler"), dict):

@@ -15,6 +15,7 @@ from qlib_ext.data.handler import LeanHandler, absent_fields
 from qlib_ext.data.loader import MarketStateLoader
 from qlib_ext.data.segments import FITTED, SPARE_DAYS
 from qlib_ext.data.universe import read_spans
+from qlib_ext.data.winner_loader import WinnerStyleLoader
 from qlib_ext.errors import DataError
 from qlib_ext.signatures import did_you_mean
 from qlib_ext.store.feature_files import damage, first_few, has_values
@@ -122,6 +123,19 @@ def check_market_states(add, warn, built: dict, store: StoreView) -> None:
             else:
                 add(place, f"index {code} has neither $amount nor $volume in the store",
                     "name another index, or ingest its volume")
+
+
+def check_winner_styles(add, warn, built: dict, store: StoreView, segments: dict) -> None:
+    """The universes of every winner style have members, and a folder of snapshots that is named holds some."""
+    for where, loader in built.items():
+        if isinstance(loader, WinnerStyleLoader):
+            for universe in [*(loader.universes or ()), *({"all"} - set(store.universes))]:
+                check_universe(add, warn, f"{where}.kwargs.universes", universe, store, segments)
+            try:
+                loader.check_snapshots()
+            except DataError as error:
+                text, _, advice = str(error).removeprefix("winner style: ").partition(": ")
+                add(f"{where}.kwargs.snapshots", text, advice or "correct the folder")
 
 
 def check_universe(add, warn, where: str, universe, store: StoreView, segments: dict) -> None:

@@ -14,6 +14,7 @@ from qlib_ext.data.leaks import feature_faults, processor_faults
 from qlib_ext.data.loader import MarketStateLoader
 from qlib_ext.data.panel import MISSING_ROWS
 from qlib_ext.data.segments import label_offset
+from qlib_ext.data.winner_loader import JoinedLoader
 from qlib_ext.errors import ConfigError
 from qlib_ext.factors.market_state import market_state_names
 
@@ -93,8 +94,13 @@ def feature_count(handler) -> int | None:
     return len(names) or None
 
 
-def market_width(add, where: str, loader: MarketStateLoader) -> int | None:
-    """Columns the loader will give, from the schema alone where they are ready; None where that cannot be read."""
+def market_width(add, where: str, loader) -> int | None:
+    """Columns a loader will give, from the schema alone where they are ready; None where that cannot be said without loading."""
+    if isinstance(loader, JoinedLoader):
+        widths = [market_width(add, f"{where}.parts[{number}].kwargs", part) for number, part in enumerate(loader.parts)]
+        return None if None in widths else sum(widths)
+    if not isinstance(loader, MarketStateLoader):  # how many styles there are, the snapshots say
+        return None
     if loader.path is None:
         return len(loader.instruments) * len(market_state_names("SH000300"))
     path = Path(loader.path).expanduser()
@@ -128,8 +134,7 @@ def check_model(add, model, handler, dataset: dict, loaders: dict, has_panel: bo
         return
     features = None if handler is None else feature_count(handler)
     checkpoint = model.options["checkpoint"]
-    widths = {name: market_width(add, f"task.dataset.kwargs.aux.{name}.kwargs", loader)
-              if isinstance(loader, MarketStateLoader) else None for name, loader in loaders.items()}
+    widths = {name: market_width(add, f"task.dataset.kwargs.aux.{name}.kwargs", loader) for name, loader in loaders.items()}
     if features is None or None in widths.values() or (checkpoint and not Path(checkpoint).expanduser().is_file()):
         features = features or 1  # what does not depend on widths can be said all the same
         checkpoint, known = None, False

@@ -267,6 +267,45 @@ def test_the_width_of_ready_columns_comes_from_their_schema(good, tmp_path):
     assert any("market.parquet is no Parquet file" in fault for fault in faults_of(config, tmp_path))
 
 
+def joined(good: dict, **winner) -> dict:
+    """The same workflow with the styles of recent winners beside the market state."""
+    market = good["task"]["dataset"]["kwargs"]["aux"]["market"]
+    span = {key: market["kwargs"][key] for key in ("fit_start_time", "fit_end_time")}
+    style = {"class": "WinnerStyleLoader", "module_path": "qlib_ext.data.winner_loader", "kwargs": {**span, **winner}}
+    return put(good, f"{KWARGS}.aux.market", {"class": "JoinedLoader", "module_path": "qlib_ext.data.winner_loader",
+                                              "kwargs": {"parts": [market, style]}})
+
+
+def test_joined_loaders_are_checked_part_by_part(good, tmp_path):
+    assert faults_of(joined(good, universes=["csi300", "csi1000"]), tmp_path) == []
+    place = f"{KWARGS}.aux.market.kwargs.parts"
+    for winner, expected in (
+            ({"preset": "ten"}, ": WinnerStyleLoader refuses this (ConfigError: WinnerStyleLoader: preset 'ten' is unknown"),
+            ({"quantil": 0.2}, ".quantil: WinnerStyleLoader does not take 'quantil' (did you mean 'quantile'?)"),
+            ({"fit_end_time": "2022-06-30"}, ".fit_end_time: 2022-06-30 lies in a segment after train"),
+            ({"universes": ["csi100"]}, ".universes: universe 'csi100' is not in the store (did you mean 'csi"),
+            ({"universes": "ends"}, ".universes: universe 'ends' has members from 2018-01-01 to 2024-10-31, segment 'test' is"),
+            ({"snapshots": str(tmp_path / "none")}, f".snapshots: {tmp_path}/none holds no risk snapshots; correct `snapshots`")):
+        found = faults_of(joined(good, **winner), tmp_path)
+        assert len(found) == 1 and found[0].startswith(f"{place}[1].kwargs{expected}"), found
+    found = faults_of(put(joined(good), f"{place}.0.kwargs.instruments", ["SH000905"]), tmp_path)
+    assert len(found) == 1 and found[0].startswith(f"{place}[0].kwargs.instruments: no bars of ['SH000905']")
+    found = faults_of(put(joined(good), place, []), tmp_path)
+    assert len(found) == 1 and "JoinedLoader refuses this (ConfigError: JoinedLoader: parts must list loaders" in found[0]
+
+
+def test_the_width_of_joined_loaders(good, tmp_path):
+    """Known where all parts say theirs; the number of styles is the snapshots' business."""
+    assert faults_of(put(joined(good), "task.model.kwargs.d_market", 99), tmp_path) == []
+    assert any("dropout=1.5" in fault for fault in faults_of(put(joined(good), "task.model.kwargs.dropout", 1.5), tmp_path))
+    config = joined(good)
+    parts = config["task"]["dataset"]["kwargs"]["aux"]["market"]["kwargs"]["parts"]
+    parts[1] = put(parts[0], "kwargs.instruments", ["SH000300"])
+    assert faults_of(put(config, "task.model.kwargs.d_market", 42), tmp_path) == []
+    assert any("d_market=41, the dataset gives 42" in fault
+               for fault in faults_of(put(config, "task.model.kwargs.d_market", 41), tmp_path))
+
+
 def test_filtered_features_are_counted(good, tmp_path):
     place = f"{HANDLER}.infer_processors"
     kept = [*good["task"]["dataset"]["kwargs"]["handler"]["kwargs"]["infer_processors"],

@@ -1,4 +1,4 @@
-"""Laws of every score model, on every `TorchModel` found in `qlib_ext.models`; each law is shown to catch a planted violation.
+"""Laws of every score model (and, as far as they apply, of risk networks, whose output is factors), on every `TorchModel` found in `qlib_ext.models`; each law is shown to catch a planted violation.
 
 A law is a function of ``make(**keywords) -> TorchModel`` that raises AssertionError where the model breaks it
 (or ShapeError, where the package itself refuses the output).
@@ -33,6 +33,7 @@ SMALL = {
     "MASTER": {"published": {"d_model": 16}, "scaled": {"d_model": 16, "scaled_attention": True},
                "fused": {"d_model": 16, "fused_attention": True}, "ungated": {"d_model": 16, "d_market": 0}},
     "GRU": {"small": {"hidden_size": 12}},
+    "DeepRisk": {"small": {"factors": 4, "hidden_size": 8, "heads": 2}, "few_neighbours": {"factors": 2, "hidden_size": 8, "max_neighbours": 6}},
 }
 
 
@@ -74,10 +75,10 @@ def fitted(make, panel: Panel, epochs: int = 0, seed: int = 0, **trainer) -> Tor
 
 
 def scores(model: TorchModel, panel: Panel) -> np.ndarray:
-    """`[t, n]` scores of a view, NaN where nobody is scored."""
+    """`[t, n]` scores of a view (of factors: a sum of them, each weighing otherwise), NaN where nobody is scored."""
     days, stocks, values = model.predict_panel(panel)
     grid = np.full(panel.rows.shape, np.nan, np.float32)
-    grid[days, stocks] = values
+    grid[days, stocks] = values if values.ndim == 1 else (values * np.arange(1, values.shape[1] + 1, dtype=np.float32)).sum(axis=1)
     return grid
 
 
@@ -94,7 +95,8 @@ def one_score_a_stock(make):
         batch = sampler.batch(day)
         with torch.no_grad():
             shape = tuple(forward(model.net_, batch).shape)
-        assert shape == (len(batch.stocks),), f"{shape} for {len(batch.stocks)} stocks"
+        width = () if model.rule.loss.scores else (model.net_options["factors"],)
+        assert shape == (len(batch.stocks), *width), f"{shape} for {len(batch.stocks)} stocks"
     assert {1, 2} < {len(panel.stocks(day)) for day in panel.scored_days()}
     found = scores(model, whole(panel))
     assert np.array_equal(np.isfinite(found), panel.universe & (panel.rows >= 0)), "not one score for every stock of the universe"
@@ -208,7 +210,7 @@ def overfits_one_day(make):
     model = fitted(lambda **more: make(**quiet, **more), panel, epochs=150, lr=1e-2, clip_norm=1.0)
     losses = [row["train_loss"] for row in model.history_.epochs]
     score = scores(model, panel.view("train"))[20]
-    fit = np.corrcoef(score, panel.label_raw[panel.rows[20], 0])[0, 1]
+    fit = np.corrcoef(score, panel.label_raw[panel.rows[20], 0])[0, 1] if model.rule.loss.scores else 1.0
     assert fit > 0.95 and losses[-1] < 0.1 * losses[0], f"correlation {fit:.2f}, loss {losses[0]:.3f} -> {losses[-1]:.3f}"
 
 
@@ -247,7 +249,7 @@ def variants() -> list:
 
 def test_discovery_finds_the_models():
     names = {kind.__name__ for kind in discover()}
-    assert {"MASTER", "GRU"} <= names
+    assert {"MASTER", "GRU", "DeepRisk"} <= names
     assert set(SMALL) <= names, "SMALL names a class that is gone"
 
 

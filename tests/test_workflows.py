@@ -116,6 +116,15 @@ def test_published_sizes_stand_in_the_main_workflow(environment):
     assert trainer["days_per_epoch"] is None and trainer["seed"] == 0 and trainer["device"] == "auto"
 
 
+@pytest.mark.parametrize("index", ["csi300", "csi500", "csi1000"])
+def test_the_main_workflows_see_indices_and_recent_winners(environment, index):
+    dataset = load_workflow(ROOT / "workflows" / f"meta_master_{index}.yaml")["task"]["dataset"]["kwargs"]
+    parts = dataset["aux"]["market"]["kwargs"]["parts"]
+    assert [part["class"] for part in parts] == ["MarketStateLoader", "WinnerStyleLoader"]
+    for kwargs in (part["kwargs"] for part in parts):
+        assert [kwargs["fit_start_time"], kwargs["fit_end_time"]] == dataset["segments"]["train"]
+
+
 def test_sizes_come_from_the_environment(environment, monkeypatch):
     for name, value in {"D_MODEL": "16", "EPOCHS": "1", "LR": "1e-3", "PATIENCE": "2", "DROPOUT": "0.1", "DAYS_PER_EPOCH": "5",
                         "SEED": "3", "DEVICE": "cpu"}.items():

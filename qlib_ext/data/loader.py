@@ -24,13 +24,101 @@ _DATE_COLUMNS = ("date", "datetime")
 _INDEX_CODE = re.compile(r"^(SH000|SZ399)\d{3}$")
 
 
-class MarketStateLoader:
+class FittedColumns:
+    """Columns of a day out of a table of all days, normalised by what is fitted on a span of it.
+
+    With `normalize` each column becomes `clip((x - median) / (1.4826 MAD))`, both fitted on the days from `fit_start_time` to
+    `fit_end_time`, and what is unknown becomes 0, its neutral value, with a warning. Subclasses give `_table` and `_source`.
+
+    Args:
+        fit_start_time, fit_end_time: first and last day of the fit span, both included; needed when `normalize` is on.
+        normalize: False leaves values and NaN as they are.
+        clip: largest absolute value after normalisation, None for no limit.
+
+    Raises:
+        ConfigError: no fit span, or an empty one; a clip that is not above 0.
+    """
+
+    title = "columns"
+    """What they are, as errors and warnings call them."""
+    advice = "choose another span"
+    """What helps where a column cannot be fitted."""
+
+    def __init__(self, fit_start_time: Optional[str], fit_end_time: Optional[str], normalize: bool,
+                 clip: Optional[float]) -> None:
+        name = type(self).__name__
+        self.normalize, self.clip = bool(normalize), clip
+        if clip is not None and not clip > 0:
+            raise ConfigError(f"{name}: clip must be above 0 or None, got {clip!r}")
+        if self.normalize and (fit_start_time is None or fit_end_time is None):
+            raise ConfigError(f"{name}: normalising needs fit_start_time and fit_end_time (the training days), "
+                              "otherwise set normalize: false")
+        self.fit_start_time = None if fit_start_time is None else pd.Timestamp(fit_start_time)
+        self.fit_end_time = None if fit_end_time is None else pd.Timestamp(fit_end_time)
+        if self.normalize and self.fit_start_time > self.fit_end_time:
+            raise ConfigError(f"{name}: the fit span {fit_start_time} to {fit_end_time} is empty")
+
+    def _table(self) -> pd.DataFrame:
+        """All days there are x the columns, before normalisation."""
+        raise NotImplementedError
+
+    def _source(self) -> str:
+        """Where the days of the table come from."""
+        return "the store's calendar"
+
+    def load(self, days: Sequence) -> Tuple[np.ndarray, List[str]]:
+        """The columns on the given days.
+
+        Args:
+            days: `[t]` dates in any order.
+
+        Returns:
+            float32 `[t, m]` and the m column names.
+
+        Raises:
+            DataError: a day that the source does not have, a column without spread in the fit span, and what the source lacks.
+        """
+        table = self._table()
+        values = table.to_numpy(dtype=np.float64)
+        wanted = pd.DatetimeIndex(np.asarray(days, dtype="datetime64[D]"))
+        rows = table.index.get_indexer(wanted)
+        if (rows < 0).any():
+            absent = wanted[rows < 0]
+            first, last = table.index.min(), table.index.max()
+            raise DataError(f"{self.title}: {len(absent)} of {len(wanted)} days are absent from {self._source()}, the first is "
+                            f"{absent.min():%Y-%m-%d}; it reaches from {first:%Y-%m-%d} to {last:%Y-%m-%d}")
+        chosen = values[rows]
+        if self.normalize:
+            chosen = robust_apply(chosen, *self._fit(table, values), clip=self.clip)
+            self._report_unknown(wanted, chosen, table.columns)
+            chosen = np.nan_to_num(chosen, nan=0.0)
+        return chosen.astype(np.float32), list(table.columns)
+
+    def _fit(self, table: pd.DataFrame, values: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
+        """Median and scale of every column over the fit span."""
+        inside = (table.index >= self.fit_start_time) & (table.index <= self.fit_end_time)
+        median, scale = robust_fit(values[inside])
+        if not np.isfinite(scale).all():
+            flat = [name for name, known in zip(table.columns, np.isfinite(scale)) if not known]
+            raise DataError(f"{self.title}: {len(flat)} columns have no values or no spread in the fit span "
+                            f"{self.fit_start_time:%Y-%m-%d} to {self.fit_end_time:%Y-%m-%d} ({int(inside.sum())} days), "
+                            f"first {flat[0]!r}: {self.advice}")
+        return median, scale
+
+    def _report_unknown(self, days: pd.DatetimeIndex, values: np.ndarray, names: pd.Index) -> None:
+        unknown = np.isnan(values)
+        if unknown.any():
+            rows = np.flatnonzero(unknown.any(axis=1))
+            logger.warning("%s: unknown values on %d of %d days (%s to %s, first in %s) become 0", self.title, len(rows),
+                           len(days), days[rows].min().date(), days[rows].max().date(), names[int(unknown.any(axis=0).argmax())])
+
+
+class MarketStateLoader(FittedColumns):
     """The market-state columns of a day: 21 per index, computed from the store's index bars, or ready ones from a Parquet file.
 
     Computed columns come from the whole history of the store (see `qlib_ext.factors.market_state`), so a day's values do not
-    depend on which other days are asked for. With `normalize` each column becomes `clip((x - median) / (1.4826 MAD))`, both
-    fitted on the days from `fit_start_time` to `fit_end_time`, and what is unknown (the first days of an index) becomes 0, its
-    neutral value. An index without `$amount` uses `$volume`, with a warning that names it.
+    depend on which other days are asked for. They are normalised as `FittedColumns` says; the first days of an index are
+    unknown. An index without `$amount` uses `$volume`, with a warning that names it.
 
     Args:
         instruments: index codes, in the order of the columns. Not used with `path`.
@@ -45,80 +133,40 @@ class MarketStateLoader:
         ConfigError: no instruments, no fit span, or `normalize` not said with `path`.
     """
 
+    title = "market state"
+    advice = "choose another span or index"
+
     def __init__(self, instruments: Sequence[str] = ("SH000300", "SH000905", "SH000852"), fit_start_time: Optional[str] = None,
                  fit_end_time: Optional[str] = None, path: Optional[str] = None, normalize: Optional[bool] = None,
                  clip: Optional[float] = 3.0) -> None:
         if path is not None and normalize is None:
             raise ConfigError("MarketStateLoader: with `path` say `normalize: false` (columns as they are) or `normalize: true`")
+        super().__init__(fit_start_time, fit_end_time, True if normalize is None else normalize, clip)
         self.instruments = [instruments] if isinstance(instruments, str) else list(instruments)
         self.path = path
-        self.normalize = True if normalize is None else bool(normalize)
-        self.clip = clip
         if path is None and (not self.instruments or len(set(self.instruments)) < len(self.instruments)):
             raise ConfigError(f"MarketStateLoader: instruments must name different indices, got {self.instruments}")
-        if clip is not None and not clip > 0:
-            raise ConfigError(f"MarketStateLoader: clip must be above 0 or None, got {clip!r}")
-        if self.normalize and (fit_start_time is None or fit_end_time is None):
-            raise ConfigError("MarketStateLoader: normalising needs fit_start_time and fit_end_time (the training days), "
-                              "otherwise set normalize: false")
-        self.fit_start_time = None if fit_start_time is None else pd.Timestamp(fit_start_time)
-        self.fit_end_time = None if fit_end_time is None else pd.Timestamp(fit_end_time)
-        if self.normalize and self.fit_start_time > self.fit_end_time:
-            raise ConfigError(f"MarketStateLoader: the fit span {fit_start_time} to {fit_end_time} is empty")
 
     def load(self, days: Sequence) -> Tuple[np.ndarray, List[str]]:
-        """The columns on the given days.
-
-        Args:
-            days: `[t]` dates in any order.
-
-        Returns:
-            float32 `[t, m]` and the m column names (`SH000300:return_1`, ... or those of the file).
+        """float32 `[t, m]` of `days [t]` and the m names (`SH000300:return_1`, ... or those of the file).
 
         Raises:
             DataError: an index that the store does not have, a day that the calendar or the file does not have, a column without
                 spread in the fit span, a missing or malformed file, a hole in ready columns that are taken as they are.
         """
-        table = self._computed_table() if self.path is None else self._ready_table()
-        values = table.to_numpy(dtype=np.float64)
-        wanted = pd.DatetimeIndex(np.asarray(days, dtype="datetime64[D]"))
-        rows = table.index.get_indexer(wanted)
-        if (rows < 0).any():
-            absent = wanted[rows < 0]
-            first, last = table.index.min(), table.index.max()
-            raise DataError(f"market state: {len(absent)} of {len(wanted)} days are absent from {self._source()}, the first is "
-                            f"{absent.min():%Y-%m-%d}; it reaches from {first:%Y-%m-%d} to {last:%Y-%m-%d}")
-        chosen = values[rows]
-        if self.normalize:
-            chosen = robust_apply(chosen, *self._fit(table, values), clip=self.clip)
-            self._report_unknown(wanted, chosen, table.columns)
-            chosen = np.nan_to_num(chosen, nan=0.0)
-        elif self.path is not None and not np.isfinite(chosen).all():
-            row, column = np.argwhere(~np.isfinite(chosen))[0]
-            raise DataError(f"market state: {self._source()} has no finite {table.columns[column]!r} on {wanted[row]:%Y-%m-%d}; "
-                            "fill the file, or set normalize: true, which puts 0 there")
-        return chosen.astype(np.float32), list(table.columns)
+        values, names = super().load(days)
+        if self.path is not None and not np.isfinite(values).all():
+            row, column = np.argwhere(~np.isfinite(values))[0]
+            day = pd.Timestamp(days[row])
+            raise DataError(f"market state: {self._source()} has no finite {names[column]!r} on {day:%Y-%m-%d}; fill the "
+                            "file, or set normalize: true, which puts 0 there")
+        return values, names
+
+    def _table(self) -> pd.DataFrame:
+        return self._computed_table() if self.path is None else self._ready_table()
 
     def _source(self) -> str:
-        return "the store's calendar" if self.path is None else f"the file {Path(self.path).name}"
-
-    def _fit(self, table: pd.DataFrame, values: np.ndarray) -> Tuple[np.ndarray, np.ndarray]:
-        """Median and scale of every column over the fit span."""
-        inside = (table.index >= self.fit_start_time) & (table.index <= self.fit_end_time)
-        median, scale = robust_fit(values[inside])
-        if not np.isfinite(scale).all():
-            flat = [name for name, known in zip(table.columns, np.isfinite(scale)) if not known]
-            raise DataError(f"market state: {len(flat)} columns have no values or no spread in the fit span "
-                            f"{self.fit_start_time:%Y-%m-%d} to {self.fit_end_time:%Y-%m-%d} ({int(inside.sum())} days), "
-                            f"first {flat[0]!r}: choose another span or index")
-        return median, scale
-
-    def _report_unknown(self, days: pd.DatetimeIndex, values: np.ndarray, names: pd.Index) -> None:
-        unknown = np.isnan(values)
-        if unknown.any():
-            rows = np.flatnonzero(unknown.any(axis=1))
-            logger.warning("market state: unknown values on %d of %d days (%s to %s, first in %s) become 0", len(rows), len(days),
-                           days[rows].min().date(), days[rows].max().date(), names[int(unknown.any(axis=0).argmax())])
+        return super()._source() if self.path is None else f"the file {Path(self.path).name}"
 
     def _computed_table(self) -> pd.DataFrame:
         """All days of the calendar x 21 columns per index."""

@@ -183,6 +183,8 @@ class TorchModel(Model):
     def predict_panel(self, panel: Panel) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Scores of a view: day positions ``[p]``, stock positions ``[p]``, scores ``[p]`` float32, in order of (day, stock).
 
+        A model whose loss has no scores gives its outputs ``[p, k]`` instead.
+
         Raises:
             NotFittedError: before `fit`.
             ShapeError: the panel's widths are not those of the fit.
@@ -198,7 +200,7 @@ class TorchModel(Model):
             for batch, output in self.rule.predict(net, DaySampler(panel, device)):
                 days.append(np.full(len(batch.stocks), batch.day))
                 stocks.append(batch.stocks)
-                scores.append(one_score(output, column).cpu().numpy())
+                scores.append((one_score(output, column) if self.rule.loss.scores else output).cpu().numpy())
         finally:
             self.net_ = net.cpu()
         if not days:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from qlib.config import C
 from qlib.data import D
 from qlib.log import get_module_logger
@@ -25,6 +27,8 @@ LISTED_DAYS = 120
 _BASIC = ("change", "close", "volume", "factor", "float_shares", "turnover", "industry", "is_st", *CAPS)
 _MADE = {"returns", "market", "cap", "turnover", "earnings_surprise"}
 _STORED = sorted({name for one in (*DESCRIPTORS, *EXTRAS) for name in one.needs} - _MADE)
+INDEX = re.compile(r"(SH000|SZ399)\d{3}")
+"""Codes of indices, which folders from elsewhere list among all instruments."""
 PROBED = 40
 """Stocks looked at to learn which fields a store has."""
 
@@ -100,55 +104,57 @@ class MarketReader:
         calendar: datetime64[D]. begin: place of the first bar of any stock. codes: stocks with bars.
 
     Raises:
-        ConfigError: an unknown universe or cap. DataError: no field `change`, no stocks, damaged files.
+        ConfigError: an unknown universe or cap. DataError: no returns, no stocks, damaged files.
     """
 
     def __init__(self, cap: str = "auto", universe: str | None = None, extras: bool = False):
         fields = store_fields()
-        if "change" not in fields:
-            raise DataError("the risk model needs field `change` (return since the last day traded), which the store lacks: ingest the "
-                            "tables with `python -m qlib_ext.store ingest`")
+        if not {"change", "close"} & set(fields):
+            raise DataError("the risk model needs returns: the store has neither field `change` nor `close`; ingest the tables with "
+                            "`python -m qlib_ext.store ingest`")
         self.cap_field, self.universe, self.extras = choose_cap(cap, fields), universe, extras
         self.calendar = np.asarray(D.calendar(freq="day"), dtype="datetime64[ns]").astype("datetime64[D]")
-        spans = {code: [(self.calendar[0], self.calendar[-1])] for code in D.list_instruments(D.instruments("all"), as_list=True)}
+        stocks = [code for code in D.list_instruments(D.instruments("all"), as_list=True) if not INDEX.fullmatch(code.upper())]
+        spans = {code: [(self.calendar[0], self.calendar[-1])] for code in stocks}
         needed = {name for one in (*DESCRIPTORS, *(EXTRAS if extras else ())) for name in one.needs} | set(_BASIC)
-        unused = ({"turnover"} if "float_shares" in fields else set()) | set(CAPS) - {self.cap_field} | {"close"}
+        unused = ({"turnover"} if "float_shares" in fields else set()) | set(CAPS) - {self.cap_field} | ({"close"} if "change" in fields else set())
         self.reader = FieldReader(spans, None, None, [name for name in fields if name in needed - unused])
-        self.codes = list(self.reader.content)
-        if not self.codes:
+        self.codes = np.array(list(self.reader.content))
+        if not len(self.codes):
             raise DataError("no stock of universe all has a bar in the store")
-        self.begin = min(self.reader.bounds(code)[0] for code in self.codes)
+        self.bounds = np.array([self.reader.bounds(code) for code in self.codes])           # [n, 2] first place, and behind the last
+        self.begin = int(self.bounds[:, 0].min())
 
     def arrays(self, first: int, stop: int) -> MarketArrays:
         """The days at places [first, stop) of the calendar, from the first bar of any stock on; stocks without a row there are left out."""
         first = max(first, self.begin)
-        codes = [code for code in self.codes if self.reader.bounds(code)[0] < stop and self.reader.bounds(code)[1] > first]
-        laid = _Layout(self.reader, codes, first, stop, self.begin)
+        there = (self.bounds[:, 0] < stop) & (self.bounds[:, 1] > first)
+        codes = self.codes[there]
+        laid = _Layout(self.reader.content, codes, self.bounds[there], first, stop, self.begin)
         found = laid.fields(self.cap_field)
         days = self.calendar[first:stop]
         if self.extras:
             found.update(_surprises(codes, days))
         weights = np.where(laid.inside, found.get("cap", 1.0), np.nan)
-        members = universe_grid(days, codes, self.universe) if self.universe else laid.old_enough()
+        members = universe_grid(days, codes.tolist(), self.universe) if self.universe else laid.old_enough()
         members &= (weights > 0) & laid.inside
-        return MarketArrays(days, first, np.array(codes), found, weights, members, laid.get("industry"), self.cap_field)
+        return MarketArrays(days, first, codes, found, weights, members, laid.get("industry"), self.cap_field)
 
 
 class _Layout:
     """Field files of some stocks laid on days."""
 
-    def __init__(self, reader: FieldReader, codes: list[str], first: int, stop: int, oldest: int):
-        self.reader, self.codes, self.first, self.stop, self.oldest = reader, codes, first, stop, oldest
-        self.begin, self.end = (np.array(part) for part in zip(*(reader.bounds(code) for code in codes)))
+    def __init__(self, content: dict, codes: np.ndarray, bounds: np.ndarray, first: int, stop: int, oldest: int):
+        self.content, self.codes, self.begin, self.first, self.stop, self.oldest = content, codes, bounds[:, 0], first, stop, oldest
         places = np.arange(first, stop)[:, None]
-        self.inside = (places >= self.begin) & (places < self.end)
+        self.inside = (places >= self.begin) & (places < bounds[:, 1])
 
     def get(self, name: str) -> np.ndarray | None:
         """``[t, n]`` float64, NaN where a stock has no value; None where no stock has the field."""
         laid, found = np.full((len(self.codes), self.stop - self.first), np.nan), False
         for n, code in enumerate(self.codes):
-            if name in self.reader.content[code]:
-                start, values = self.reader.content[code][name]
+            if name in self.content[code]:
+                start, values = self.content[code][name]
                 low, high = max(start, self.first), min(start + len(values), self.stop)
                 if low < high:
                     laid[n, low - self.first:high - self.first] = values[low - start:high - start]
@@ -158,6 +164,8 @@ class _Layout:
     def fields(self, cap_field: str) -> dict[str, np.ndarray]:
         """Arrays under the names that descriptors ask for."""
         found = {"returns": self.get("change")}
+        if found["returns"] is None:
+            found["returns"] = _returns(self.get("close"))
         volume, shares = self.get("volume"), self.get("float_shares")
         if volume is not None and shares is not None:
             factor = self.get("factor")
@@ -180,11 +188,17 @@ class _Layout:
         return members if is_st is None else members & ~(is_st == 1)
 
 
+def _returns(close: np.ndarray) -> np.ndarray:
+    """Returns since the last close, NaN without one."""
+    frame = pd.DataFrame(np.where(close > 0, close, np.nan))
+    return (frame / frame.ffill().shift(1) - 1).to_numpy()
+
+
 def _scaled(values: np.ndarray | None, by: float) -> np.ndarray | None:
     return None if values is None else values * by
 
 
-def _surprises(codes: list[str], days: np.ndarray) -> dict[str, np.ndarray]:
+def _surprises(codes: np.ndarray, days: np.ndarray) -> dict[str, np.ndarray]:
     """`earnings_surprise` ``[t, n]`` of the reports announced before each day, from the tables the store keeps; nothing without them."""
     path = Path(C.dpm.get_data_uri("day"))
     if not (path / "tables" / "fundamentals.parquet").is_file():
@@ -193,7 +207,7 @@ def _surprises(codes: list[str], days: np.ndarray) -> dict[str, np.ndarray]:
     if "net_profit" not in frame:
         return {}
     laid = np.full((len(days), len(codes)), np.nan)
-    stock, announced, value = announced_surprises(read_tables({"fundamentals": frame}, required=())["fundamentals"], np.array(codes))
+    stock, announced, value = announced_surprises(read_tables({"fundamentals": frame}, required=())["fundamentals"], codes)
     for n, begin, one in zip(stock, np.searchsorted(days, announced, side="right"), value):
         laid[begin:, n] = one                                # in order of announcement: the last one known stays
     return {"earnings_surprise": laid}

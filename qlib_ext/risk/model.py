@@ -104,21 +104,16 @@ def prepare_snapshots(folder: str | Path | None = None, options: RiskOptions = R
     if overwrite and folder.is_dir():
         shutil.rmtree(folder)
     _check_made_of(folder)
-    store = SnapshotStore(folder)
-    if _complete(store):
+    store, calendar = SnapshotStore(folder), _calendar()
+    stored = np.searchsorted(calendar, store.sound_days)
+    if len(stored) and len(stored) == len(calendar) - stored[0] and stored[-1] == len(calendar) - 1:
         return store
-    builder = _Builder(store, settings, _calendar())
+    builder = _Builder(store, settings, calendar, stored)
     store.write(tqdm(builder.days(), total=len(builder.missing), desc="risk snapshots", disable=not progress, mininterval=1.0), settings)
-    if not len(store.days):
+    if not store.files():
         raise DataError(f"no day of the store has a history of {builder.options.least} days to forecast from")
     _record_made_of(folder)
     return store
-
-
-def _complete(store: SnapshotStore) -> bool:
-    """Whether the days from the first stored one to the end of the calendar are all there."""
-    days, calendar = store.sound_days, _calendar()
-    return len(days) > 0 and len(days) == np.count_nonzero(calendar >= days[0])
 
 
 def _calendar() -> np.ndarray:
@@ -154,11 +149,10 @@ def _record_made_of(folder: Path) -> None:
 class _Builder:
     """Makes the days that a folder lacks, the oldest first."""
 
-    def __init__(self, store: SnapshotStore, settings: dict, calendar: np.ndarray):
-        self.store, self.settings, self.calendar = store, settings, calendar
+    def __init__(self, store: SnapshotStore, settings: dict, calendar: np.ndarray, stored: np.ndarray):
+        self.store, self.settings, self.calendar, self.stored = store, settings, calendar, stored
         self.options = CovarianceOptions(**settings["covariance"])
         self.reader = MarketReader(settings["cap"], settings["universe"])
-        self.stored = np.searchsorted(calendar, store.sound_days)
         begin = self.stored[0] if len(self.stored) else self.reader.begin
         self.missing = np.setdiff1d(np.arange(begin, len(calendar)), self.stored)
 

@@ -84,6 +84,7 @@ class Loss:
     """
 
     name = ""
+    scores = True  # whether the output is a score, which validation may correlate with labels
 
     def __init__(self, horizon: Optional[int] = None) -> None:
         if horizon is not None and (isinstance(horizon, bool) or not isinstance(horizon, int) or horizon < 0):
@@ -296,7 +297,67 @@ class Huber(Loss):
         return functional.huber_loss(prediction, label, delta=self.delta)
 
 
-LOSSES = {kind.name: kind for kind in (MSE, WeightedMSE, IC, RankIC, CCC, Huber)}
+class ExplainedVariance(Loss):
+    """What risk factors leave of the returns of several days, plus a price for factors that repeat each other.
+
+        mean over h of (1 - R2 of y_h on F)  +  penalty * tr((F'F)^-1) n / k
+
+    Each R2 is of ordinary least squares with a constant over the stocks labelled for h; the second part is the mean variance inflation
+    of the factors, `penalty` for columns of variance 1 that are orthogonal, and more for others. Both systems carry a ridge of 1e-5 n.
+
+    Args:
+        penalty: weight of the variance inflation.
+
+    Source: Lin, Zhou, Liu and Bian 2021 (Deep Risk Model, arXiv 2107.05201). The output is `[n, k]`, k factors for any number of labels.
+    """
+
+    name, scores, ridge = "explained_variance", False, 1e-5
+
+    def __init__(self, penalty: float = 0.01) -> None:
+        super().__init__(None)
+        if isinstance(penalty, bool) or not isinstance(penalty, (int, float)) or penalty < 0:
+            raise ConfigError(f"loss {self.name!r}: penalty must be a number from 0 on, got {penalty!r}")
+        self.penalty = float(penalty)
+
+    def __call__(self, output: Tensor, batch: Any) -> Tensor:
+        """The loss of a day: `output [n, k]`, `batch.y [n, h]`, `batch.mask [n, h]`; horizons of fewer than k + 2 stocks are left out."""
+        label, mask = batch.y, batch.mask
+        if output.dim() != 2 or label.dim() != 2 or mask.shape != label.shape or len(output) != len(label) or mask.dtype != torch.bool:
+            raise ShapeError(f"loss {self.name!r}: output {tuple(output.shape)}, label {tuple(label.shape)}, mask {tuple(mask.shape)}: "
+                             "output must be [n, k], label [n, h] and mask a bool [n, h]")
+        factors = output.float() if output.dtype in (torch.float16, torch.bfloat16) else output
+        n, k = factors.shape
+        enough = mask.sum(dim=0) >= k + 2
+        if not bool(enough.any()):
+            return output[:0].sum()
+        return self._unexplained(factors, label[:, enough].to(factors.dtype), mask[:, enough]) + self.penalty * self._inflation(factors)
+
+    def _unexplained(self, factors: Tensor, label: Tensor, mask: Tensor) -> Tensor:
+        weight = mask.to(factors.dtype)
+        count = weight.sum(dim=0)                                                                   # [h]
+        y = torch.where(mask, label, torch.zeros_like(label))
+        y = (y - y.sum(dim=0) / count) * weight
+        centre = torch.einsum("nk,nh->hk", factors, weight) / count[:, None]
+        squared = torch.einsum("nk,nh,nl->hkl", factors, weight, factors) - count[:, None, None] * centre[:, :, None] * centre[:, None, :]
+        mixed = torch.einsum("nk,nh->hk", factors, y)
+        coefficient = torch.cholesky_solve(mixed[:, :, None], self._factor(squared, count))[:, :, 0]
+        total = y.pow(2).sum(dim=0)
+        explained = (2 * (coefficient * mixed).sum(dim=1) - torch.einsum("hk,hkl,hl->h", coefficient, squared, coefficient))
+        return (1 - explained / total.clamp_min(torch.finfo(total.dtype).tiny))[total > 0].mean() if bool((total > 0).any()) else total.sum()
+
+    def _inflation(self, factors: Tensor) -> Tensor:
+        n, k = factors.shape
+        count = torch.full((), float(n), dtype=factors.dtype, device=factors.device)
+        lower = self._factor(factors.T @ factors, count)
+        inverse = torch.linalg.solve_triangular(lower, torch.eye(k, dtype=factors.dtype, device=factors.device), upper=False)
+        return inverse.pow(2).sum() * n / k                                                         # tr((L L')^-1) = |L^-1|^2
+
+    def _factor(self, squared: Tensor, count: Tensor) -> Tensor:
+        eye = torch.eye(squared.shape[-1], dtype=squared.dtype, device=squared.device)
+        return torch.linalg.cholesky(squared + self.ridge * count[..., None, None] * eye)
+
+
+LOSSES = {kind.name: kind for kind in (MSE, WeightedMSE, IC, RankIC, CCC, Huber, ExplainedVariance)}
 """The losses a configuration can name."""
 
 

@@ -87,7 +87,10 @@ class Trainer:
 
         Raises:
             DataError: no labelled training day, no labelled validation day, or a loss that is not finite (with its date).
+            ConfigError: a validation metric that the output of the loss does not have.
         """
+        if valid is not None and not rule.loss.scores and self.metric != "loss":
+            raise ConfigError(f"trainer metric {self.metric!r} needs a score, loss {rule.loss.name!r} has none: set metric: loss")
         if self.threads:
             torch.set_num_threads(self.threads)
         device = pick_device(self.device_name)
@@ -207,19 +210,22 @@ class _Run:
 def evaluate(net: torch.nn.Module, rule: Rule, sampler: DaySampler) -> dict[str, float]:
     """Mean over days of the loss (evaluation labels), and of IC and RankIC of the score (raw labels); NaN without any.
 
-    The raw label is that of the horizon the loss learns; a loss that learns all of them has the mean over horizons.
+    A loss whose output is no score (`Loss.scores`) has no IC. The raw label is that of the horizon the loss learns; a loss that learns all of them has the mean over horizons.
     """
     horizon = getattr(rule.loss, "horizon", None)
     losses, ics, rank_ics = [], [], []
     for batch, output in rule.predict(net, sampler):
         if int(batch.mask.sum()) >= 2:
             losses.append(float(rule.loss(output, batch)))
+        if not rule.loss.scores:
+            continue
         score = one_score(output, horizon).cpu().double().numpy()
         raw = batch.y_raw.cpu().double().numpy()
         for column in range(raw.shape[1]) if horizon is None else (horizon,):
             ics.append(ic(score, raw[:, column]))
             rank_ics.append(rank_ic(score, raw[:, column]))
-    return {"valid_loss": _mean(losses), "valid_ic": _mean(ics), "valid_rank_ic": _mean(rank_ics)}
+    found = {"valid_loss": _mean(losses)}
+    return {**found, "valid_ic": _mean(ics), "valid_rank_ic": _mean(rank_ics)} if rule.loss.scores else found
 
 
 def pick_device(name: str) -> torch.device:

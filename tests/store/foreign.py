@@ -49,7 +49,8 @@ def short_workflow(name: str, path: Path, change=lambda config: None) -> Path:
     dataset["segments"] = SEGMENTS
     dataset["handler"]["kwargs"].update(start_time="2019-01-01", end_time="2020-06-30", **FIT)
     for loader in (dataset.get("aux") or {}).values():
-        loader["kwargs"].update(FIT)
+        for part in loader["kwargs"].get("parts", [loader]):
+            part["kwargs"].update(FIT)
     config["task"]["record"][-1]["kwargs"]["config"]["backtest"].update(start_time="2020-04-01", end_time="2020-06-24")
     config["task"]["record"][-1]["kwargs"]["config"]["strategy"]["kwargs"].update(topk=5, n_drop=1)
     change(config)

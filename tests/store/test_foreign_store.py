@@ -29,7 +29,7 @@ def two_indices(config) -> None:
     """What a user writes whose store has two of the three indices."""
     aux = config["task"]["dataset"]["kwargs"].get("aux")
     if aux:
-        aux["market"]["kwargs"]["instruments"] = TWO
+        aux["market"]["kwargs"]["parts"][0]["kwargs"]["instruments"] = TWO
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +164,7 @@ def test_the_run_warns_by_name(small, caplog):
     assert "index SH000300 has no $amount in the store, $volume stands in for it" in text
     block = panel.blocks["stock"]
     column = block.values[:-1, block.columns.index("VWAP0")]
-    assert (column == 0).all() and panel.day_aux["market"].shape[1] == 42
+    assert (column == 0).all() and panel.day_aux["market"].shape[1] == 42 + 3 * 12  # beta, momentum, residual volatility: no caps
 
 
 @pytest.mark.parametrize("lower", [False, True])
