@@ -56,7 +56,7 @@ def _build(options: argparse.Namespace) -> int:
     from qlib_ext.risk.model import RiskOptions, prepare_snapshots
     chosen = RiskOptions(options.styles, options.cap, options.universe, dict(_pair(text) for text in options.covariance))
     _start(options.store)
-    store = prepare_snapshots(options.out, chosen, overwrite=options.overwrite)
+    store = prepare_snapshots(options.out, chosen, overwrite=options.overwrite, thorough=True)
     for style, reason in store.settings["missing"].items():
         print(f"no {style}: {reason}", file=sys.stderr)
     print(f"{store.folder}: {len(store.days)} days from {store.days[0]} to {store.days[-1]}, styles {', '.join(store.settings['styles'])}")

@@ -89,12 +89,13 @@ def default_folder(settings: dict) -> Path:
 
 
 def prepare_snapshots(folder: str | Path | None = None, options: RiskOptions = RiskOptions(), progress: bool = True,
-                      overwrite: bool = False) -> SnapshotStore:
+                      overwrite: bool = False, thorough: bool = False) -> SnapshotStore:
     """Snapshots of all days of the Qlib store in use; those that are missing are made.
 
     Args:
         folder: where they are kept; None: `default_folder`.
         overwrite: begin anew where the store's past, or the settings, are no longer those of the folder.
+        thorough: read every stored file whole, to make those anew whose contents have changed.
 
     Raises:
         ConfigError: the folder was made with other settings. DataError: the store's past has changed since, or fields are missing.
@@ -105,7 +106,7 @@ def prepare_snapshots(folder: str | Path | None = None, options: RiskOptions = R
         shutil.rmtree(folder)
     _check_made_of(folder)
     store, calendar = SnapshotStore(folder), _calendar()
-    stored = np.searchsorted(calendar, store.sound_days)
+    stored = np.searchsorted(calendar, store.whole_days(thorough))
     if len(stored) and len(stored) == len(calendar) - stored[0] and stored[-1] == len(calendar) - 1:
         return store
     builder = _Builder(store, settings, calendar, stored)
