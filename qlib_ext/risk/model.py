@@ -21,6 +21,7 @@ from tqdm import tqdm
 from qlib_ext.data.threads import run
 from qlib_ext.errors import ConfigError, DataError
 from qlib_ext.home import home
+from qlib_ext.jit import source_digest
 from qlib_ext.risk.covariance import CovarianceOptions
 from qlib_ext.risk.descriptor import EXTRA_STYLES, LONGEST, STYLES
 from qlib_ext.risk.estimate import Exposed, History, Regressions, days_kept, regressions, risk_days
@@ -32,6 +33,8 @@ from qlib_ext.store.snapshots import SnapshotStore
 
 logger = get_module_logger("qlib_ext.risk")
 MADE_OF = "store.json"
+FORMULAS = tuple(f"risk/{name}.py" for name in ("weighted", "descriptor", "style", "regression", "covariance", "estimate", "market", "model"))
+"""Files whose change makes other snapshots: days of two versions are not mixed."""
 CELLS, LEAST_DAYS = 8_000_000, 250
 """Stock-days that are worked on at a time, but so many days at least: each piece looks `LONGEST` days back."""
 
@@ -77,7 +80,7 @@ class RiskOptions:
             raise DataError(f"the store does not allow the styles {sorted(missing)}: {missing}")
         if not found:
             raise DataError(f"the store allows no style: {missing}")
-        return {"styles": list(found), "missing": missing, "cap": cap, "universe": self.universe,
+        return {"styles": list(found), "missing": missing, "cap": cap, "universe": self.universe, "formulas": source_digest(FORMULAS),
                 "covariance": asdict(CovarianceOptions(**self.covariance))}
 
 
@@ -106,6 +109,7 @@ def prepare_snapshots(folder: str | Path | None = None, options: RiskOptions = R
         shutil.rmtree(folder)
     _check_made_of(folder)
     store, calendar = SnapshotStore(folder), _calendar()
+    store.check_settings(settings)
     stored = np.searchsorted(calendar, store.whole_days(thorough))
     if len(stored) and len(stored) == len(calendar) - stored[0] and stored[-1] == len(calendar) - 1:
         return store
@@ -266,7 +270,7 @@ def write_exposures(frame: pd.DataFrame, folder: str | Path, options: RiskOption
                       market.members, market.fields["returns"])
     covariance = CovarianceOptions(**options.covariance)
     settings = {"styles": list(exposed.styles), "missing": {}, "cap": market.cap_field, "universe": options.universe,
-                "covariance": asdict(covariance), "exposures": "given"}
+                "formulas": source_digest(FORMULAS), "covariance": asdict(covariance), "exposures": "given"}
     aside = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
         made = risk_days(exposed, regressions(exposed), None, range(len(market.days)), covariance)

@@ -185,12 +185,13 @@ class SnapshotStore:
         with _locked(self.folder):
             for left in self.folder.glob(".*.parquet"):  # of a run that was killed
                 left.unlink()
-            self._check_settings(settings)
+            self.check_settings(settings)
             for month, days in groupby(records, key=lambda day: str(day.snapshot.date.astype("datetime64[M]"))):
                 self._write_month(self.folder / f"{month}.parquet", list(days), settings)
 
-    def _check_settings(self, settings: dict) -> None:
-        held = self._held()
+    def check_settings(self, settings: dict) -> None:
+        """Raises ConfigError where the days of the folder were made with other settings."""
+        held, settings = self._held(), json.loads(json.dumps(settings))
         if held is None or held == settings:
             return
         differ = sorted(name for name in {*held, *settings} if held.get(name, "absent") != settings.get(name, "absent"))

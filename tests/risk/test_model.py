@@ -109,7 +109,6 @@ def test_a_complete_folder_is_read_not_built(store, built, monkeypatch):
 
 def test_other_settings_and_another_past_are_refused(store, built, tmp_path):
     part = copied(built, tmp_path)
-    part.files()[-1].unlink()
     with pytest.raises(ConfigError, match="other cap"):
         prepare_snapshots(part.folder, RiskOptions(cap="float_cap"), **QUIET)
     made_of = part.folder / risk_model.MADE_OF
@@ -235,3 +234,11 @@ def test_command_line(store, built, tmp_path, capsys):
     assert main(["build", "--store", str(store), "--covariance", "volatility_half_life=long"]) == 1
     assert "NAME=NUMBER" in capsys.readouterr().err
     small_market.start_qlib(store)
+
+
+def test_snapshots_of_another_version_are_not_mixed_in(store, built, tmp_path, monkeypatch):
+    part = copied(built, tmp_path)
+    monkeypatch.setattr(risk_model, "source_digest", lambda files: "later")
+    with pytest.raises(ConfigError, match="other formulas.*--overwrite"):
+        prepare_snapshots(part.folder, **QUIET)
+    assert default_folder(RiskOptions().settings()) != default_folder(built.settings)
