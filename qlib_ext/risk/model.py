@@ -97,27 +97,34 @@ def prepare_snapshots(folder: str | Path | None = None, options: RiskOptions = R
 
     Args:
         folder: where they are kept; None: `default_folder`.
-        overwrite: begin anew where the store's past, or the settings, are no longer those of the folder.
+        overwrite: begin anew. The default folder is begun anew by itself, with a warning, where the store's past has changed (a store
+            from elsewhere: where the name or the size of a file has).
         thorough: read every stored file whole, to make those anew whose contents have changed.
 
     Raises:
-        ConfigError: the folder was made with other settings. DataError: the store's past has changed since, or fields are missing.
+        ConfigError: the folder was made with other settings. DataError: the store's past is not the one that the folder was made
+            of, or fields are missing.
     """
     settings = options.settings()
-    folder = default_folder(settings) if folder is None else Path(folder).expanduser()
-    if overwrite and folder.is_dir():
-        shutil.rmtree(folder)
-    _check_made_of(folder)
+    named, folder = folder is not None, default_folder(settings) if folder is None else Path(folder).expanduser()
     store, calendar = SnapshotStore(folder), _calendar()
+    if not overwrite and not _of_the_same_past(folder):
+        said = f"the snapshots in {folder} were made of another past than that of store {C.dpm.get_data_uri('day')}"
+        if named:
+            raise DataError(f"{said}: make them anew with `python -m qlib_ext.risk build --overwrite`, or name another folder")
+        logger.warning(f"{said}: they are made anew")
+        overwrite = True
+    if overwrite:
+        _clear(store)
     store.check_settings(settings)
     stored = np.searchsorted(calendar, store.whole_days(thorough))
     if len(stored) and len(stored) == len(calendar) - stored[0] and stored[-1] == len(calendar) - 1:
         return store
     builder = _Builder(store, settings, calendar, stored)
+    _record_past(folder, str(calendar[-1]))
     store.write(tqdm(builder.days(), total=len(builder.missing), desc="risk snapshots", disable=not progress, mininterval=1.0), settings)
     if not store.files():
         raise DataError(f"no day of the store has a history of {builder.options.least} days to forecast from")
-    _record_made_of(folder)
     return store
 
 
@@ -125,29 +132,36 @@ def _calendar() -> np.ndarray:
     return np.asarray(D.calendar(freq="day"), dtype="datetime64[ns]").astype("datetime64[D]")
 
 
-def _check_made_of(folder: Path) -> None:
-    """Snapshots rest on the store's past: where this package wrote the store, its fingerprint says whether that is the same."""
-    file, uri = folder / MADE_OF, C.dpm.get_data_uri("day")
-    if not file.is_file() or read_metadata(uri) is None:
-        return
-    made = json.loads(file.read_text())
-    try:
-        same = fingerprint(uri, until=made["until"]) == made["fingerprint"]
-    except DataError:
-        same = False
-    if not same:
-        raise DataError(f"the snapshots in {folder} were made of another past (up to {made['until']}) than that of store {uri}: make them "
-                        "anew with `python -m qlib_ext.risk build --overwrite`, or name another folder")
-
-
-def _record_made_of(folder: Path) -> None:
+def _past(until: str) -> str:
+    """What the days of the store up to one rest on. A store from elsewhere has no history: its files' names and sizes as they are."""
     uri = C.dpm.get_data_uri("day")
-    if read_metadata(uri) is None:
-        return
-    until = str(_calendar()[-1])
+    return fingerprint(uri) if read_metadata(uri) is None else fingerprint(uri, until=until)
+
+
+def _of_the_same_past(folder: Path) -> bool:
+    """Whether the store's past is the one that the snapshots of a folder were begun with (yes for an empty folder)."""
+    file = folder / MADE_OF
+    if not file.is_file():
+        return not SnapshotStore(folder).files()
+    try:
+        made = json.loads(file.read_text())
+        return made["fingerprint"] == _past(made["until"])
+    except (ValueError, KeyError, TypeError, DataError):
+        return False
+
+
+def _record_past(folder: Path, until: str) -> None:
+    """Say what the snapshots rest on, before the first is made: what an interrupted build left is checked too."""
+    folder.mkdir(parents=True, exist_ok=True)
     aside = folder / f".{MADE_OF}"
-    aside.write_text(json.dumps({"until": until, "fingerprint": fingerprint(uri, until=until)}))
+    aside.write_text(json.dumps({"until": until, "fingerprint": _past(until)}))
     aside.replace(folder / MADE_OF)
+
+
+def _clear(store: SnapshotStore) -> None:
+    """Remove the snapshots of a folder, and nothing else that may lie there."""
+    for file in [*store.files(), store.folder / MADE_OF]:
+        file.unlink(missing_ok=True)
 
 
 # ---- building -------------------------------------------------------------------------------------------------------------------

@@ -115,8 +115,25 @@ def test_other_settings_and_another_past_are_refused(store, built, tmp_path):
     made_of.write_text(made_of.read_text().replace('"fingerprint": "', '"fingerprint": "0'))
     with pytest.raises(DataError, match="another past.*overwrite"):
         prepare_snapshots(part.folder, **QUIET)
+    (part.folder / "notes.txt").write_text("mine")
     made = prepare_snapshots(part.folder, RiskOptions(cap="float_cap"), overwrite=True, **QUIET)
     assert made.settings["cap"] == "float_cap" and len(made.days) == len(built.days)
+    assert (part.folder / "notes.txt").read_text() == "mine"                             # nothing but snapshots is removed
+
+
+def test_the_default_folder_is_made_anew_where_the_past_has_changed(store, built, tmp_path, monkeypatch):
+    monkeypatch.setenv("QLIB_EXT_HOME", str(tmp_path))
+    folder = default_folder(RiskOptions().settings())
+    shutil.copytree(built.folder, folder)
+    said = []
+    monkeypatch.setattr(risk_model.logger, "warning", said.append)
+    assert prepare_snapshots(**QUIET).folder == folder and not said                       # the same past: read
+    made_of = folder / risk_model.MADE_OF
+    for change in (lambda: made_of.write_text("{}"), lambda: made_of.unlink()):
+        change()
+        SnapshotStore(folder).files()[0].unlink()
+        assert content(prepare_snapshots(**QUIET)) == content(built)
+        assert "another past" in said.pop() and not said
 
 
 @pytest.mark.parametrize("options, error, words", [
