@@ -15,10 +15,12 @@ from qlib_ext.check import check_workflow
 from qlib_ext.models.master import MASTERNet
 from qlib_ext.models.master import _PUBLISHED as PUBLISHED
 from qlib_ext.report.compare import Runs, compare
+from qlib_ext.store.snapshots import SnapshotStore
 from qlib_ext.workflow import load_workflow
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKFLOWS = sorted(path for path in (ROOT / "workflows").glob("*.yaml") if not path.name.startswith("_"))
+PORTFOLIOS = [path for path in WORKFLOWS if path.stem != "deep_risk"]     # those that score and trade
 SIZES = ("QLIB_EXT_D_MODEL", "QLIB_EXT_EPOCHS", "QLIB_EXT_LR", "QLIB_EXT_PATIENCE", "QLIB_EXT_DROPOUT", "QLIB_EXT_DAYS_PER_EPOCH",
          "QLIB_EXT_SEED", "QLIB_EXT_DEVICE", "QLIB_EXT_HOME", "QLIB_DATA")
 STOCKS, INDICES = 30, ("SH000300", "SH000905", "SH000852")
@@ -87,7 +89,7 @@ def test_every_workflow_resolves(path, environment, monkeypatch):
     assert [str(fault) for fault in check_workflow(path)] == []
 
 
-@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", PORTFOLIOS, ids=lambda path: path.stem)
 def test_workflows_hold_together(path, environment):
     """One market per file, its own experiment, costs, and the store and tracking that the environment names."""
     config = load_workflow(path)
@@ -149,18 +151,33 @@ def test_the_anchor_asks_for_its_files(environment, monkeypatch):
     assert len(found) == 1 and "set the environment variable QLIB_EXT_MASTER_CHECKPOINT" in found[0]
 
 
-def test_main_workflow_runs_to_its_end_from_another_folder(environment, monkeypatch):
+def qrun(name: str, environment: Path) -> subprocess.CompletedProcess:
+    """Run a workflow with tiny sizes from another folder."""
     elsewhere = environment / "elsewhere"
     elsewhere.mkdir()
     variables = {**os.environ, "QLIB_EXT_D_MODEL": "16", "QLIB_EXT_EPOCHS": "1", "QLIB_EXT_LR": "0.001",
                  "QLIB_EXT_DAYS_PER_EPOCH": "10",
                  "QLIB_EXT_DEVICE": "cpu", "OMP_NUM_THREADS": "1",
                  "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    command = [sys.executable, "-m", "qlib.cli.run", str(ROOT / "workflows" / "meta_master_csi1000.yaml")]
+    command = [sys.executable, "-m", "qlib.cli.run", str(ROOT / "workflows" / f"{name}.yaml")]
     done = subprocess.run(command, cwd=elsewhere, env=variables, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-4000:]
     assert not list(elsewhere.iterdir()), "nothing may be left in the folder the run was started from"
+    return done
 
+
+@pytest.mark.slow
+def test_deep_risk_ends_in_a_snapshot_store(environment):
+    done = qrun("deep_risk", environment)
+    store = SnapshotStore(environment / "home" / "risk" / "deep")
+    shot = store.read(store.days[-1])
+    assert shot.factors == ("country", *(f"deep_{k:02d}" for k in range(10))) and len(shot.instruments) == STOCKS
+    assert len(store.days) > 1500 and "epoch 1: train_loss" in done.stdout and "rank_ic" not in done.stdout
+    assert len(list((environment / "home" / "artifacts" / "deep_risk").glob("*/artifacts/risk/risk_snapshots.pkl"))) == 1
+
+
+def test_main_workflow_runs_to_its_end_from_another_folder(environment, monkeypatch):
+    done = qrun("meta_master_csi1000", environment)
     home = environment / "home"
     runs = Runs(f"sqlite:///{home}/tracking.db")
     run = runs.named("meta_master_csi1000")
