@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from qlib.config import C
 from qlib.data import D
 from qlib.log import get_module_logger
@@ -16,7 +16,6 @@ from qlib_ext.data.field_reader import FieldReader
 from qlib_ext.data.universe import universe_grid
 from qlib_ext.errors import ConfigError, DataError
 from qlib_ext.risk.descriptor import DESCRIPTORS, EXTRAS, earnings_surprise
-from qlib_ext.store.feature_files import has_values
 from qlib_ext.store.fundamentals import KnownReports
 from qlib_ext.store.kept import read_table
 from qlib_ext.store.tables import Table, read_tables
@@ -29,8 +28,6 @@ _MADE = {"returns", "market", "cap", "turnover", "earnings_surprise"}
 _STORED = sorted({name for one in (*DESCRIPTORS, *EXTRAS) for name in one.needs} - _MADE)
 INDEX = re.compile(r"(SH000|SZ399)\d{3}")
 """Codes of indices, which folders from elsewhere list among all instruments."""
-PROBED = 40
-"""Stocks looked at to learn which fields a store has."""
 
 
 @dataclass
@@ -65,12 +62,11 @@ class MarketArrays:
         return out
 
 
-def store_fields(path: Path | None = None) -> list[str]:
-    """Fields of the risk model that the store has (of its first stocks)."""
-    features = (Path(C.dpm.get_data_uri("day")) if path is None else Path(path)) / "features"
-    stocks = sorted(folder.name for folder in features.iterdir() if folder.is_dir())
-    stocks = [stocks[k] for k in np.unique(np.linspace(0, len(stocks) - 1, min(PROBED, len(stocks))).astype(int))]
-    return [name for name in dict.fromkeys((*_BASIC, *_STORED)) if any(has_values(features, code, name) for code in stocks)]
+def store_fields() -> list[str]:
+    """Fields of the risk model that any instrument of the store in use has."""
+    features = Path(C.dpm.get_data_uri("day")) / "features"
+    files = {file for folder in os.scandir(features) if folder.is_dir() for file in os.listdir(folder)}
+    return [name for name in dict.fromkeys((*_BASIC, *_STORED)) if f"{name}.day.bin" in files]
 
 
 def choose_cap(cap: str, fields: list[str]) -> str:
@@ -124,6 +120,10 @@ class MarketReader:
             raise DataError("no stock of universe all has a bar in the store")
         self.bounds = np.array([self.reader.bounds(code) for code in self.codes])           # [n, 2] first place, and behind the last
         self.begin = int(self.bounds[:, 0].min())
+        if "change" not in fields:
+            for content in self.reader.content.values():
+                start, close = content.get("close", (0, np.empty(0, np.float32)))
+                content["change"] = start, _returns(close)
 
     def arrays(self, first: int, stop: int) -> MarketArrays:
         """The days at places [first, stop) of the calendar, from the first bar of any stock on; stocks without a row there are left out."""
@@ -164,8 +164,6 @@ class _Layout:
     def fields(self, cap_field: str) -> dict[str, np.ndarray]:
         """Arrays under the names that descriptors ask for."""
         found = {"returns": self.get("change")}
-        if found["returns"] is None:
-            found["returns"] = _returns(self.get("close"))
         volume, shares = self.get("volume"), self.get("float_shares")
         if volume is not None and shares is not None:
             factor = self.get("factor")
@@ -174,7 +172,8 @@ class _Layout:
         else:
             found["turnover"] = _scaled(self.get("turnover"), 0.01)
         if cap_field != "equal":
-            found["cap"] = self.get(cap_field)
+            cap = self.get(cap_field)
+            found["cap"] = np.full(self.inside.shape, np.nan) if cap is None else cap
         found.update({name: self.get(name) for name in _STORED})
         if found.get("preferred_equity") is None and found.get("equity") is not None:
             found["preferred_equity"] = np.zeros(self.inside.shape)
@@ -189,9 +188,10 @@ class _Layout:
 
 
 def _returns(close: np.ndarray) -> np.ndarray:
-    """Returns since the last close, NaN without one."""
-    frame = pd.DataFrame(np.where(close > 0, close, np.nan))
-    return (frame / frame.ffill().shift(1) - 1).to_numpy()
+    """Returns since the last close ``[s]``, NaN without one."""
+    out, known = np.full(len(close), np.nan), np.flatnonzero(close > 0)
+    out[known[1:]] = close[known[1:]].astype(np.float64) / close[known[:-1]] - 1
+    return out
 
 
 def _scaled(values: np.ndarray | None, by: float) -> np.ndarray | None:

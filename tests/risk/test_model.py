@@ -259,3 +259,27 @@ def test_snapshots_of_another_version_are_not_mixed_in(store, built, tmp_path, m
     with pytest.raises(ConfigError, match="other formulas.*--overwrite"):
         prepare_snapshots(part.folder, **QUIET)
     assert default_folder(RiskOptions().settings()) != default_folder(built.settings)
+
+
+def test_returns_come_from_closes_where_change_is_not_there(store, tmp_path):
+    copy = tmp_path / "bare"
+    shutil.copytree(store, copy)
+    whole = MarketReader().arrays(100, 300)
+    for file in (copy / "features").glob("*/change.day.bin"):
+        file.unlink()
+    small_market.start_qlib(copy)
+    try:
+        bare = MarketReader().arrays(100, 300)
+    finally:
+        small_market.start_qlib(store)
+    np.testing.assert_array_equal(np.isnan(bare.fields["returns"]), np.isnan(whole.fields["returns"]))
+    np.testing.assert_allclose(bare.fields["returns"], whole.fields["returns"], atol=2e-7)
+
+
+def test_a_stretch_without_market_values_is_not_weighed_alike(store, monkeypatch):
+    reader = MarketReader()
+    for content in reader.reader.content.values():
+        start, cap = content["total_cap"]
+        content["total_cap"] = start + 60, cap[60:]
+    early = reader.arrays(0, 50)
+    assert np.isnan(early.cap).all() and not early.members.any()
