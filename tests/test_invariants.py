@@ -1,4 +1,6 @@
-"""Laws of every score model (and, as far as they apply, of risk networks, whose output is factors), on every `TorchModel` found in `qlib_ext.models`; each law is shown to catch a planted violation.
+"""Laws of every score model, on every `TorchModel` found in `qlib_ext.models`; each law is shown to catch a planted violation.
+
+Risk networks, whose output is factors, are held to the laws as far as they apply.
 
 A law is a function of ``make(**keywords) -> TorchModel`` that raises AssertionError where the model breaks it
 (or ShapeError, where the package itself refuses the output).
@@ -33,7 +35,8 @@ SMALL = {
     "MASTER": {"published": {"d_model": 16}, "scaled": {"d_model": 16, "scaled_attention": True},
                "fused": {"d_model": 16, "fused_attention": True}, "ungated": {"d_model": 16, "d_market": 0}},
     "GRU": {"small": {"hidden_size": 12}},
-    "DeepRisk": {"small": {"factors": 4, "hidden_size": 8, "heads": 2}, "few_neighbours": {"factors": 2, "hidden_size": 8, "max_neighbours": 6}},
+    "DeepRisk": {"small": {"factors": 4, "hidden_size": 8, "heads": 2},
+                 "few_neighbours": {"factors": 2, "hidden_size": 8, "max_neighbours": 6}},
 }
 
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 from qlib_ext.errors import ConfigError, ShapeError
-from qlib_ext.models.base import TorchModel
+from qlib_ext.models.base import TorchModel, _panel_of
+
+AT_A_TIME = 512
+"""Stocks whose weights on all others are held at once: memory grows with the stocks, not with their square."""
 
 
 class NeighbourAverage(nn.Module):
     """What a stock's neighbours show: one layer of graph attention over the stocks of the day, ``[n, l, h] -> [n, l, h]``.
 
-    Each head weighs all stocks by the dot product of queries and keys made of the windows' means; the result is the mean over heads.
-    In training the neighbours are at most `max_neighbours` random ones.
+    Each head weighs all stocks by the scaled dot product of queries and keys made of the windows' means; the result is the mean
+    over heads. In training neighbours are at most `max_neighbours` random ones. On the CPU torch's fused kernel wants values as
+    wide as keys, else it holds all pairs; as the heads share their values, mixing the weights first is also the shorter sum.
     """
 
     def __init__(self, width: int, heads: int, max_neighbours: int):
@@ -28,11 +31,11 @@ class NeighbourAverage(nn.Module):
         if self.training and n > self.max_neighbours:
             chosen = torch.randperm(n, device=x.device)[:self.max_neighbours]
         mean = x.mean(dim=1)
-        query = self.query(mean).reshape(n, self.heads, -1).transpose(0, 1)                        # [heads, n, d]
-        key = self.key(mean[chosen]).reshape(len(chosen), self.heads, -1).transpose(0, 1)
-        value = x[chosen].reshape(1, len(chosen), length * width).expand(self.heads, -1, -1)
-        seen = functional.scaled_dot_product_attention(query, key, value)                          # [heads, n, l * h]
-        return seen.mean(dim=0).reshape(n, length, width)
+        query = self.query(mean).reshape(n, self.heads, -1).transpose(0, 1) * (width // self.heads) ** -0.5    # [heads, n, d]
+        key = self.key(mean[chosen]).reshape(len(chosen), self.heads, -1).permute(1, 2, 0)                     # [heads, d, m]
+        value = x[chosen].reshape(len(chosen), length * width)
+        seen = [torch.softmax(part @ key, dim=-1).mean(dim=0) @ value for part in query.split(AT_A_TIME, dim=1)]
+        return torch.cat(seen).reshape(n, length, width)
 
 
 class DeepRiskNet(nn.Module):
@@ -53,8 +56,8 @@ class DeepRiskNet(nn.Module):
         ConfigError: sizes that do not fit each other. ShapeError: x of another width.
     """
 
-    def __init__(self, d_feat: int, factors: int = 10, hidden_size: int = 32, num_layers: int = 2, heads: int = 4, dropout: float = 0.0,
-                 max_neighbours: int = 1500):
+    def __init__(self, d_feat: int, factors: int = 10, hidden_size: int = 32, num_layers: int = 2, heads: int = 4,
+                 dropout: float = 0.0, max_neighbours: int = 1500):
         super().__init__()
         if factors < 2 or factors % 2 or hidden_size % heads or max_neighbours < 1:
             raise ConfigError(f"factors={factors} must be even, heads={heads} divide hidden_size={hidden_size}, and "
@@ -92,8 +95,8 @@ class DeepRisk(TorchModel):
     def __init__(self, d_feat: int | None = None, factors: int = 10, hidden_size: int = 32, num_layers: int = 2, heads: int = 4,
                  dropout: float = 0.0, max_neighbours: int = 1500, loss="explained_variance", trainer: dict | None = None, **options):
         trainer = {"metric": "loss", **(trainer or {})}
-        super().__init__(dict(d_feat=d_feat, factors=factors, hidden_size=hidden_size, num_layers=num_layers, heads=heads, dropout=dropout,
-                              max_neighbours=max_neighbours), loss=loss, trainer=trainer, **options)
+        super().__init__(dict(d_feat=d_feat, factors=factors, hidden_size=hidden_size, num_layers=num_layers, heads=heads,
+                              dropout=dropout, max_neighbours=max_neighbours), loss=loss, trainer=trainer, **options)
         if self.rule.loss.scores or trainer["metric"] != "loss":
             raise ConfigError(f"DeepRisk learns risk factors: loss explained_variance and metric loss, not {loss!r} and "
                               f"{trainer['metric']!r}")
@@ -106,10 +109,11 @@ class DeepRisk(TorchModel):
 
         Raises:
             NotFittedError: before `fit`. ShapeError: the dataset's widths are not those of the fit.
+            ConfigError: another kind of dataset.
         """
         import pandas as pd
 
-        panel = dataset.panel() if segment is None else dataset.panel(segment)
+        panel = _panel_of(dataset, segment)
         days, stocks, values = self.predict_panel(panel)
         index = pd.MultiIndex.from_arrays([pd.DatetimeIndex(panel.days[days].astype("datetime64[ns]")), panel.instruments[stocks]],
                                           names=["datetime", "instrument"])

@@ -304,6 +304,7 @@ class ExplainedVariance(Loss):
 
     Each R2 is of ordinary least squares with a constant over the stocks labelled for h; the second part is the mean variance inflation
     of the factors, `penalty` for columns of variance 1 that are orthogonal, and more for others. Both systems carry a ridge of 1e-5 n.
+    Unlike other losses, this second part sees every stock of the day: unlabelled ones have a gradient through it.
 
     Args:
         penalty: weight of the variance inflation.

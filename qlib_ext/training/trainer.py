@@ -87,9 +87,9 @@ class Trainer:
 
         Raises:
             DataError: no labelled training day, no labelled validation day, or a loss that is not finite (with its date).
-            ConfigError: a validation metric that the output of the loss does not have.
+            ConfigError: a metric that the output of the loss does not have.
         """
-        if valid is not None and not rule.loss.scores and self.metric != "loss":
+        if not rule.loss.scores and self.metric != "loss":
             raise ConfigError(f"trainer metric {self.metric!r} needs a score, loss {rule.loss.name!r} has none: set metric: loss")
         if self.threads:
             torch.set_num_threads(self.threads)
@@ -210,7 +210,8 @@ class _Run:
 def evaluate(net: torch.nn.Module, rule: Rule, sampler: DaySampler) -> dict[str, float]:
     """Mean over days of the loss (evaluation labels), and of IC and RankIC of the score (raw labels); NaN without any.
 
-    A loss whose output is no score (`Loss.scores`) has no IC. The raw label is that of the horizon the loss learns; a loss that learns all of them has the mean over horizons.
+    A loss whose output is no score (`Loss.scores`) has no IC. The raw label is that of the horizon the loss learns; a loss that
+    learns all of them has the mean over horizons.
     """
     horizon = getattr(rule.loss, "horizon", None)
     losses, ics, rank_ics = [], [], []

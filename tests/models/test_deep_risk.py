@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from small_panels import QUIET, small_panel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from qlib_ext.data.panel import Block, Panel
 from qlib_ext.errors import ConfigError, NotFittedError, ShapeError
@@ -57,6 +58,46 @@ def test_neighbours_are_an_average_taken_away():
         np.testing.assert_allclose(model.neighbours(z), expected, atol=1e-12)
         same = x[:1].expand(20, -1, -1)
         np.testing.assert_allclose(model.neighbours(model.embed(same)), model.embed(same), atol=1e-12)   # alike: nothing is left
+
+
+def test_the_second_half_reads_what_is_left_of_a_stock():
+    model, x = net().double(), inputs()
+    with torch.no_grad():
+        z = model.embed(x)
+        own, rest = (head(gru(given)[0][:, -1]) for head, gru, given in ((model.own_head, model.own, z),
+                                                                        (model.rest_head, model.rest, z - model.neighbours(z))))
+        raw = torch.cat([own, rest], dim=1)
+        np.testing.assert_allclose(model(x), (raw - raw.mean(dim=0)) / raw.std(dim=0, correction=0), atol=1e-6)
+        shared = torch.randn(1, 5, 3, dtype=torch.float64)
+        alike = shared + 1e-3 * torch.randn(20, 5, 3, dtype=torch.float64)      # a move of all stocks alike is taken away:
+        moved = alike + 2.0
+        left = [m - model.neighbours(m) for m in (model.embed(alike), model.embed(moved))]
+        np.testing.assert_allclose(left[0], left[1], atol=1e-4)
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the size of the largest tensor that was made."""
+
+    def __init__(self):
+        super().__init__()
+        self.size = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, (tuple, list)) else [made]:
+            self.size = max(self.size, tensor.numel() if isinstance(tensor, torch.Tensor) else 0)
+        return made
+
+
+def test_memory_does_not_grow_with_the_square_of_stocks():
+    n, model = 3000, net()
+    x = torch.randn(n, 2, 8)
+    with torch.no_grad():
+        with Largest() as largest:
+            model.neighbours(x)
+        with Largest() as whole:
+            torch.nn.functional.scaled_dot_product_attention(*(torch.randn(1, 2, n, d) for d in (4, 4, 16)))
+    assert largest.size < n * n / 2 < 2 * n * n <= whole.size       # what torch does with values wider than keys
 
 
 def test_training_looks_at_a_limited_number_of_neighbours():
@@ -142,6 +183,11 @@ def test_exposures_are_a_frame_of_all_stocks_of_the_universe():
     frame = model.exposures(Dataset(panel))
     assert list(frame.columns) == ["deep_00", "deep_01", "deep_02", "deep_03"] and frame.index.is_monotonic_increasing
     assert len(frame) == (panel.universe & (panel.rows >= 0)).sum() and frame.notna().all(axis=None)
+    turned = small_panel(horizons=3, instruments=panel.instruments[::-1].copy())    # a panel need not be in order of names
+    other = model.exposures(Dataset(turned))
+    assert other.index.is_monotonic_increasing and len(other) == len(frame)
+    code = dict(zip(panel.instruments, turned.instruments))
+    np.testing.assert_array_equal(other.loc[[(day, code[name]) for day, name in frame.index]], frame)
     part = model.exposures(Dataset(panel), "test")
     np.testing.assert_array_equal(part, frame.loc[part.index])                     # whatever other days are asked for
     again = pickle.loads(pickle.dumps(model))
@@ -179,6 +225,9 @@ def test_what_it_is_not_for_is_refused():
         net()(torch.zeros(4, 5, 2))
     with pytest.raises(NotFittedError):
         DeepRisk().exposures(Dataset(panel))
+    with pytest.raises(ConfigError, match="PanelDatasetH"):
+        fitted(panel, epochs=0).exposures(object())
     from qlib_ext.models.gru import GRU
-    with pytest.raises(ConfigError, match="metric: loss"):
-        GRU(loss="explained_variance", trainer={**QUIET, "epochs": 1}).fit_panel(panel)
+    for segments in (panel.segments, {"train": (0, 18)}):
+        with pytest.raises(ConfigError, match="metric: loss"):
+            GRU(loss="explained_variance", trainer={**QUIET, "epochs": 1}).fit_panel(small_panel(horizons=2, segments=segments))

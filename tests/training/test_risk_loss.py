@@ -59,6 +59,18 @@ def test_inflation_has_its_floor_at_orthogonal_factors():
     assert part(tilted) == pytest.approx(0.01 * (2 + 2 + 3) / 5, rel=1e-3)
 
 
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_what_is_left_lies_between_nothing_and_everything(kind):
+    draw = np.random.default_rng(5)
+    for stocks, scale in ((8, 1e-4), (30, 1.0), (400, 1e4)):
+        for _ in range(20):
+            factors = draw.standard_normal((stocks, 6))
+            factors[:, 5] = factors[:, 0] + 1e-4 * factors[:, 5]                                  # nearly the same as another
+            y = scale * draw.standard_normal((stocks, 1))
+            left = float(explained_only()(torch.as_tensor(factors.astype(kind)), batch(y.astype(kind))))
+            assert 0 <= left <= 1 + 1e-5, (stocks, scale, left)
+
+
 def test_perfect_and_useless_factors():
     draw = np.random.default_rng(3)
     factors = draw.standard_normal((50, 3))
@@ -86,7 +98,9 @@ def test_too_few_stocks_give_an_attached_zero_and_collinear_factors_a_number(day
     few = torch.as_tensor(factors[:5]).requires_grad_()
     value = make_loss("explained_variance")(few, batch(y[:5]))
     value.backward()
-    assert float(value) == 0 and (few.grad == 0).all()
+    assert value.item() == 0 and (few.grad == 0).all()
+    enough = explained_only()(torch.as_tensor(factors[:6]), batch(np.arange(6.0)[:, None] ** 2))
+    assert 0 < float(enough) <= 1                                                      # k + 2 = 6 stocks are enough
     twins = torch.as_tensor(np.c_[factors[:, :3], factors[:, 0]], dtype=torch.float32).requires_grad_()
     value = make_loss("explained_variance")(twins, batch(y.astype(np.float32)))
     value.backward()
