@@ -14,7 +14,7 @@ from typing import Iterator, Mapping
 import numpy as np
 
 from qlib_ext.errors import ConfigError
-from qlib_ext.risk.regression import constrained_least_squares
+from qlib_ext.risk.regression import explain, fit
 from qlib_ext.risk.weighted import enough, known, weighted_sum
 
 FLOOR = 0.25
@@ -215,16 +215,16 @@ def specific_variances(residual: np.ndarray, options: CovarianceOptions, origin:
     return np.where(there, np.maximum(total, FLOOR * plain), np.nan), np.rint(count)
 
 
-def specific_forecast(variance: np.ndarray, count: np.ndarray, exposure: np.ndarray, constraint: np.ndarray, cap: np.ndarray,
+def specific_forecast(variance: np.ndarray, count: np.ndarray, style: np.ndarray, group: np.ndarray, industries: int, cap: np.ndarray,
                       options: CovarianceOptions) -> np.ndarray | None:
     """One day's specific variances for every stock: own history, structure where that is short, shrunk within size deciles.
 
-    The structural volatility is ``s exp(X b)``, b from a regression of log volatility on the exposures over the stocks with a long
-    history, s such that it has their mean; a stock's own volatility counts by ``(days - 60) / 120``, between 0 and 1.
+    The structural volatility is ``s exp(X b)``, b from a regression of log volatility on country, industries and styles over the stocks
+    with a long history, s such that it has their mean; a stock's own volatility counts by ``(days - 60) / 120``, between 0 and 1.
 
     Args:
-        variance, count: ``[n]`` of `specific_variances`. exposure: ``[n, k]``, no NaN. constraint: ``[k]``, of the regression.
-        cap: ``[n]``.
+        variance, count: ``[n]`` of `specific_variances`. style: ``[n, k]``, no NaN. group: ``[n]`` int, number of the industry of
+            `industries`, -1 none. cap: ``[n]``.
 
     Returns:
         ``[n]``, above 0; None where no stock has a history yet.
@@ -236,14 +236,15 @@ def specific_forecast(variance: np.ndarray, count: np.ndarray, exposure: np.ndar
         long = np.isfinite(own)
     if not long.any():
         return None
-    known_log = np.log(own[long])
-    column = (exposure[long] != 0).any(axis=0)
-    beta = constrained_least_squares(exposure[long][:, column], known_log, np.ones(int(long.sum())), constraint[column]) \
-        if long.sum() > column.sum() + 1 else None
+    logs = np.log(np.where(long, own, 1.0))
+    beta = None
+    if long.sum() > 2 + style.shape[1] + len(np.unique(group[long])):
+        there = (style[long] != 0).any(axis=0)
+        beta, _ = fit(logs, style, group, industries, long.astype(np.float64), cap, long, there)
     if beta is None:
         structural = np.full(len(own), np.median(own[long]))
     else:
-        fitted = np.exp(np.clip(exposure[:, column] @ beta, known_log.min(), known_log.max()))
+        fitted = np.exp(np.clip(explain(beta, style, group, industries), logs[long].min(), logs[long].max()))
         structural = fitted * own[long].mean() / fitted[long].mean()
     volatility = trust * np.where(trust > 0, own, 0.0) + (1 - trust) * structural
     return _shrunk(volatility, cap, options.specific_shrinkage) ** 2
@@ -253,7 +254,8 @@ def _shrunk(volatility: np.ndarray, cap: np.ndarray, strength: float) -> np.ndar
     """Each volatility pulled to the cap-weighted mean of its size decile, the more the farther it lies from it."""
     if not strength or len(cap) < 20:
         return volatility
-    decile = (10 * np.argsort(np.argsort(cap, kind="stable"), kind="stable")) // len(cap)
+    decile = np.empty(len(cap), np.int64)
+    decile[np.argsort(cap, kind="stable")] = 10 * np.arange(len(cap)) // len(cap)
     mean = np.bincount(decile, cap * volatility) / np.bincount(decile, cap)
     away = np.abs(volatility - mean[decile])
     spread = np.sqrt(np.bincount(decile, away**2) / np.bincount(decile))[decile]

@@ -10,7 +10,7 @@ import pandas as pd
 
 from qlib_ext.errors import DataError
 from qlib_ext.risk.covariance import CovarianceOptions, FactorCovariance, specific_forecast, specific_variances
-from qlib_ext.risk.regression import design, regress
+from qlib_ext.risk.regression import regress
 from qlib_ext.risk.snapshot import COUNTRY, INDUSTRY, RiskDay, RiskSnapshot
 
 
@@ -47,11 +47,8 @@ class Exposed:
             place = np.searchsorted(self.industries, self.industry)
             self.group = np.where(np.isfinite(self.industry), place, -1)
 
-    @property
-    def factors(self) -> list[str]:
-        """Names of all factors of the days."""
-        return [COUNTRY, *(f"{INDUSTRY}{code:g}" if code != int(code) else f"{INDUSTRY}{int(code)}" for code in self.industries),
-                *self.styles]
+        codes = [f"{code:g}" if code != int(code) else str(int(code)) for code in self.industries]
+        self.factors = [COUNTRY, *(INDUSTRY + code for code in codes), *self.styles]        # names of all factors of the days
 
 
 class Regressions(NamedTuple):
@@ -164,15 +161,16 @@ def _risk_day(exposed: Exposed, learnt: Regressions, t: int, factors: list[str],
     held = np.flatnonzero(exposed.present[t])
     if not len(held):
         return None
-    place = {name: k for k, name in enumerate(exposed.factors)}
-    whole = design(exposed.style[t, held].astype(np.float64), exposed.group[t, held], len(exposed.industries))
+    there, own = exposed.there[t], exposed.factors
+    style = np.ascontiguousarray(exposed.style[t, held][:, there], np.float64)
+    group, place = exposed.group[t, held], {name: k for k, name in enumerate(factors)}
     exposure = np.zeros((len(held), len(factors)))
-    for k, name in enumerate(factors):
-        if name in place:
-            exposure[:, k] = whole[:, place[name]]
-    cap = exposed.cap[t, held]
-    constraint = np.array([cap @ exposure[:, k] if name.startswith(INDUSTRY) else 0.0 for k, name in enumerate(factors)]) / cap.sum()
-    specific = specific_forecast(variance[held], count[held], exposure, constraint, cap, options)
+    exposure[:, place[COUNTRY]] = 1.0
+    exposure[:, [place[name] for name in np.array(exposed.styles)[there]]] = style
+    column = np.array([place.get(name, -1) for name in own[1:1 + len(exposed.industries)]], dtype=np.int64)
+    inside = np.flatnonzero(group >= 0)
+    exposure[inside, column[group[inside]]] = 1.0
+    specific = specific_forecast(variance[held], count[held], style, group, len(exposed.industries), exposed.cap[t, held], options)
     if specific is None:
         return None
     if not np.isfinite(factor_cov).all() or not np.isfinite(specific).all():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Sequence
 
 import numpy as np
@@ -44,7 +44,6 @@ class RiskSnapshot:
     exposure: np.ndarray
     factor_cov: np.ndarray
     specific_var: np.ndarray
-    _place: dict = field(init=False, repr=False, compare=False)
 
     def __post_init__(self):
         put = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731  (the dataclass is frozen)
@@ -58,7 +57,6 @@ class RiskSnapshot:
             raise ShapeError(f"risk of {self.date}: {n} instruments and {k} factors, but exposure {self.exposure.shape}, factor_cov "
                              f"{self.factor_cov.shape}, specific_var {self.specific_var.shape}")
         self._check_values()
-        put("_place", {code: row for row, code in enumerate(self.instruments.tolist())})
 
     def _check_values(self) -> None:
         where = f"risk of {self.date}"
@@ -72,12 +70,16 @@ class RiskSnapshot:
         scale = np.abs(self.factor_cov).max(initial=0.0)
         if np.abs(self.factor_cov - self.factor_cov.T).max(initial=0.0) > 1e-9 * scale:
             raise DataError(f"{where}: factor_cov is not symmetric")
-        if len(self.factors) and np.linalg.eigvalsh(self.factor_cov)[0] < -1e-9 * scale:
-            raise DataError(f"{where}: factor_cov has a negative eigenvalue")
+        try:
+            np.linalg.cholesky(self.factor_cov + 1e-9 * scale * np.eye(len(self.factors)) if scale else np.eye(1))
+        except np.linalg.LinAlgError as error:
+            raise DataError(f"{where}: factor_cov has a negative eigenvalue") from error
 
     def rows(self, instruments: Sequence[str]) -> np.ndarray:
         """Row ``[m]`` of each instrument; -1 where the model does not know it."""
-        return np.array([self._place.get(str(code), -1) for code in instruments], dtype=np.int64)
+        wanted = np.asarray(instruments).astype(str)
+        place = np.minimum(np.searchsorted(self.instruments, wanted), len(self.instruments) - 1)
+        return np.where(self.instruments[place] == wanted, place, -1) if len(self.instruments) else np.full(len(wanted), -1)
 
     def select(self, instruments: Sequence[str]) -> "RiskSnapshot":
         """The same for some instruments, in ascending order.

@@ -14,7 +14,6 @@ Cap-weighted mean 0 is the scale of portfolio bounds: the benchmark of all stock
 from __future__ import annotations
 
 from dataclasses import dataclass
-from threading import Lock
 from typing import Callable, Mapping, Sequence
 
 import numpy as np
@@ -22,12 +21,14 @@ import pandas as pd
 
 from qlib_ext.errors import ConfigError, DataError, ShapeError
 from qlib_ext.risk.descriptor import DESCRIPTORS, EXTRAS, STYLES, Descriptor
-from qlib_ext.risk.weighted import orthogonalize, standardize, winsorize
+from qlib_ext.risk.weighted import fill, orthogonalize, standardize, winsorize
 
 POWERS = {"nonlinear_size": 3, "size_squared": 2}
 ORTHOGONAL = {"residual_volatility": ("beta", "size"), "nonlinear_size": ("size",), "size_squared": ("size",)}
 """Styles and the styles they are made orthogonal to (those of them that there are)."""
 SIZE = [one for one in DESCRIPTORS if one.style == "size"]
+STOCKS, DAYS = 48, 32
+"""Worked on at a time: stocks over all days, days over all stocks."""
 
 
 @dataclass(frozen=True)
@@ -100,99 +101,84 @@ def style_exposures(fields: Mapping[str, np.ndarray], cap: np.ndarray, members: 
         raise DataError(f"no style can be had: {missing}")
     helpers = sorted({name for style in found for name in ORTHOGONAL.get(style, ()) if name not in found})
     wanted = {**possible(list(fields), helpers)[0], **found}
-    cap, rows = np.asarray(cap, np.float64)[first:], slice(first, None)
-    members = members[rows] & (cap > 0)
-    group = np.zeros(members.shape, np.int64) if industry is None else _groups(industry[rows])
-    raw = _Composites(fields, members, cap, origin, first)
-    size = raw.style(SIZE) if "cap" in fields else np.where(cap > 0, 0.0, np.nan)
-
-    def make(style: str) -> tuple[np.ndarray, np.ndarray]:
-        value = size if style == "size" else standardize(size**POWERS[style], members, cap) if style in POWERS else raw.style(wanted[style])
-        return (value if style in ("size", *POWERS) else fill(value, size, group, members, cap)), np.isfinite(value)
-
-    made = dict(zip(wanted, run(make, list(wanted))))
-
-    def finish(style: str) -> np.ndarray:
-        value = made[style][0]
-        if style in ORTHOGONAL:
-            others = [made[name][0] for name in ORTHOGONAL[style] if name in made]
-            value = _orthogonal(value, others, members, np.sqrt(np.where(cap > 0, cap, 0.0)), style in POWERS)
-        return np.where(cap > 0, standardize(value, members, cap), np.nan)
-
+    parts = list(dict.fromkeys(one for style, needed in {"size": SIZE if "cap" in fields else [], **wanted}.items()
+                               for one in needed if style not in POWERS))
+    raw = _descriptors(fields, parts, origin, first, run)
+    cap, members = np.asarray(cap, np.float64)[first:], members[first:]
+    group = np.zeros(members.shape, np.int64) if industry is None else _groups(industry[first:])
     names = tuple(found)
-    values = np.stack(list(run(finish, names)), axis=2)
-    own = np.stack([made[name][1] for name in names], axis=2) & np.isfinite(values)
+    values, own = np.empty((*cap.shape, len(names))), np.empty((*cap.shape, len(names)), bool)
+
+    def work(rows: slice) -> None:
+        section = _Section({name: part[rows] for name, part in raw.items()}, cap[rows], members[rows], group[rows], "cap" in fields)
+        values[rows], own[rows] = section.styles(wanted, names)
+
+    list(run(work, [slice(begin, begin + DAYS) for begin in range(0, len(cap), DAYS)]))
     return StyleExposures(names, values, own, {name: tuple(one.name for one in parts) for name, parts in found.items()}, missing)
 
 
-def _orthogonal(value, others, members, weight, again: bool) -> np.ndarray:
-    """Residual of the regression on the others; powers of size have long tails, which are cut before a second regression."""
-    value = orthogonalize(value, others, members, weight)
-    return orthogonalize(winsorize(value, members), others, members, weight) if again else value
+def _descriptors(fields: Mapping[str, np.ndarray], parts: list[Descriptor], origin: int, first: int, run: Callable) -> dict[str, np.ndarray]:
+    """Descriptors by name from row `first` on, some stocks at a time, whose arrays stay in the processor's cache."""
+    days, stocks = next(part.shape for part in fields.values() if part.ndim == 2)
+    out = {one.name: np.empty((days - first, stocks)) for one in parts}
+    needed = {name for one in parts for name in one.needs}
+
+    def work(columns: slice) -> None:
+        mine = {name: part if part.ndim == 1 else np.ascontiguousarray(part[:, columns], np.float64)
+                for name, part in fields.items() if name in needed}
+        shared: dict = {}
+        for one in parts:
+            if one.part is None:
+                value = one.compute(mine, origin)
+            else:
+                if one.compute not in shared:
+                    shared[one.compute] = one.compute(mine, origin)
+                value = shared[one.compute][one.part]
+            out[one.name][:, columns] = value[first:]
+
+    list(run(work, [slice(begin, begin + STOCKS) for begin in range(0, stocks, STOCKS)]))
+    return out
 
 
-class _Composites:
-    """Descriptors, scaled and combined, from row `first` on."""
+class _Section:
+    """Some days of descriptors ``raw[name] [t, n]``, to be made styles."""
 
-    def __init__(self, fields, members, cap, origin: int, first: int):
-        self.fields, self.members, self.cap, self.origin, self.first = fields, members, cap, origin, first
-        self._shared, self._lock = {}, Lock()
+    def __init__(self, raw: dict, cap: np.ndarray, members: np.ndarray, group: np.ndarray, has_size: bool):
+        self.raw, self.cap, self.members, self.group = raw, cap, members & (cap > 0), group
+        self.size = self.style(SIZE) if has_size else np.where(cap > 0, 0.0, np.nan)
 
-    def descriptor(self, one: Descriptor) -> np.ndarray:
-        if one.part is None:
-            value = one.compute(self.fields, self.origin)
-        else:
-            with self._lock:
-                if one.compute not in self._shared:
-                    self._shared[one.compute] = one.compute(self.fields, self.origin)
-            value = self._shared[one.compute][one.part]
-        value = np.asarray(value[self.first:], np.float64)
-        return standardize(winsorize(value, self.members), self.members, self.cap)
+    def styles(self, wanted: dict[str, list[Descriptor]], names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Exposures ``[t, n, k]`` to the styles of `names`, and whether they are a stock's own."""
+        made, own = {}, {}
+        for style, parts in wanted.items():
+            value = self.size if style == "size" else self.scaled(self.size**POWERS[style]) if style in POWERS else self.style(parts)
+            own[style] = np.isfinite(value) & (self.cap > 0)
+            made[style] = value if style in ("size", *POWERS) else fill(value, self.size, self.group, self.members, self.cap)
+        root = np.sqrt(np.where(self.cap > 0, self.cap, 0.0))
+        finished = []
+        for style in names:
+            value = made[style]
+            if style in ORTHOGONAL:
+                others = [made[name] for name in ORTHOGONAL[style] if name in made]
+                value = orthogonalize(value, others, self.members, root)
+                if style in POWERS:                             # long tails, which are cut before a second regression
+                    value = orthogonalize(winsorize(value, self.members), others, self.members, root)
+            finished.append(np.where(self.cap > 0, self.scaled(value), np.nan))
+        values = np.stack(finished, axis=2)
+        return values, np.stack([own[name] for name in names], axis=2) & np.isfinite(values)
+
+    def scaled(self, value: np.ndarray) -> np.ndarray:
+        return standardize(value, self.members, self.cap)
 
     def style(self, parts: list[Descriptor]) -> np.ndarray:
         """Weighted mean of the descriptors a stock has, scaled."""
         total, weight = np.zeros(self.cap.shape), np.zeros(self.cap.shape)
         for one in parts:
-            value = self.descriptor(one)
+            value = self.scaled(winsorize(self.raw[one.name], self.members))
             there = np.isfinite(value)
             total += one.weight * np.where(there, value, 0.0)
             weight += one.weight * there
-        return standardize(total / np.where(weight > 0, weight, np.nan), self.members, self.cap)
-
-
-def fill(value: np.ndarray, size: np.ndarray, group: np.ndarray, members: np.ndarray, cap: np.ndarray) -> np.ndarray:
-    """A style with its holes filled by the day's regression on industry and size.
-
-    The slope on size is fitted within industries, weighted by the square root of cap, on the members that have the style; an industry
-    without any has the mean of all. Days on which no member has it stay NaN, as do stocks without size.
-
-    Args:
-        value, size, cap: ``[t, n]``. group: ``[t, n]`` numbers 0.. of the industries.
-    """
-    out, groups = value.copy(), int(group.max(initial=0)) + 1
-    hollow = ~np.isfinite(value) & np.isfinite(size)
-    for t in np.flatnonzero(hollow.any(axis=1)):
-        used = members[t] & np.isfinite(value[t]) & np.isfinite(size[t])
-        if not used.any():
-            continue
-        mine = group[t]
-        weight = np.where(used, np.sqrt(np.where(cap[t] > 0, cap[t], 0.0)), 0.0)
-        parts = [weight * np.where(used, part, 0.0) for part in (1.0, size[t], value[t])]
-        sums = [np.bincount(mine, part, groups) for part in parts]
-        total = [_in_order(part) for part in parts]
-        empty = sums[0] <= 0
-        mean_size, mean_value = (np.where(empty, whole / total[0], part / np.where(empty, 1.0, sums[0]))
-                                 for part, whole in zip(sums[1:], total[1:]))
-        x, y = size[t] - mean_size[mine], np.where(used, value[t], 0.0) - mean_value[mine]
-        spread = _in_order(weight * np.where(used, x * x, 0.0))
-        slope = _in_order(weight * np.where(used, x * y, 0.0)) / spread if spread > 1e-12 * total[0] else 0.0
-        out[t, hollow[t]] = (mean_value[mine] + slope * x)[hollow[t]]
-    return out
-
-
-def _in_order(values: np.ndarray) -> float:
-    """The sum from first to last: zeros of stocks that are not there change nothing (numpy's own sum goes by pairs)."""
-    return float(np.bincount(np.zeros(len(values), np.int64), values)[0])
+        return self.scaled(total / np.where(weight > 0, weight, np.nan))
 
 
 def _groups(industry: np.ndarray) -> np.ndarray:

@@ -241,3 +241,52 @@ def orthogonalize(values: np.ndarray, others: list[np.ndarray], members: np.ndar
     for column, slope in zip(columns, beta.T):
         left -= column * slope[:, None]
     return left
+
+
+@compiled
+def _fill(out, size, group, groups, members, cap):
+    days, stocks = out.shape
+    for t in range(days):
+        hollow = False
+        for n in range(stocks):
+            hollow = hollow or (not np.isfinite(out[t, n]) and np.isfinite(size[t, n]))
+        if not hollow:
+            continue
+        weight, x, y = np.zeros(groups + 1), np.zeros(groups + 1), np.zeros(groups + 1)      # the last: all
+        for n in range(stocks):
+            if members[t, n] and cap[t, n] > 0 and np.isfinite(out[t, n]) and np.isfinite(size[t, n]):
+                w = np.sqrt(cap[t, n])
+                for g in (group[t, n], groups):
+                    weight[g] += w
+                    x[g] += w * size[t, n]
+                    y[g] += w * out[t, n]
+        if not weight[groups] > 0:
+            continue
+        mean_x, mean_y = np.empty(groups + 1), np.empty(groups + 1)
+        for g in range(groups + 1):
+            of = g if weight[g] > 0 else groups
+            mean_x[g], mean_y[g] = x[of] / weight[of], y[of] / weight[of]
+        spread, common = 0.0, 0.0
+        for n in range(stocks):
+            if members[t, n] and cap[t, n] > 0 and np.isfinite(out[t, n]) and np.isfinite(size[t, n]):
+                w, away = np.sqrt(cap[t, n]), size[t, n] - mean_x[group[t, n]]
+                spread += w * away * away
+                common += w * away * (out[t, n] - mean_y[group[t, n]])
+        slope = common / spread if spread > 1e-12 * weight[groups] else 0.0
+        for n in range(stocks):
+            if not np.isfinite(out[t, n]) and np.isfinite(size[t, n]):
+                out[t, n] = mean_y[group[t, n]] + slope * (size[t, n] - mean_x[group[t, n]])
+
+
+def fill(value: np.ndarray, size: np.ndarray, group: np.ndarray, members: np.ndarray, cap: np.ndarray) -> np.ndarray:
+    """A style with its holes filled by the day's regression on industry and size.
+
+    The slope on size is fitted within industries, weighted by the square root of cap, on the members that have the style; an industry
+    without any has the mean of all. Days on which no member has it stay NaN, as do stocks without size.
+
+    Args:
+        value, size, cap: ``[t, n]``. group: ``[t, n]`` numbers 0.. of the industries. members: bool ``[t, n]``.
+    """
+    out = np.where(np.isfinite(value), value, np.nan)
+    _fill(out, size, group, int(group.max(initial=0)) + 1, members, cap)
+    return out

@@ -27,3 +27,13 @@ def planted(days=300, stocks=150, industries=5, styles=3, noise=0.02, seed=0, ho
     exposed = Exposed(np.datetime64("2020-01-01") + np.arange(days), 40, codes, tuple(f"style{k}" for k in range(styles)), style,
                       np.broadcast_to(10.0 * (1 + group), cap.shape).copy(), cap, np.ones(cap.shape, bool), returns)
     return exposed, factor, specific
+
+
+def design(style: np.ndarray, industry: np.ndarray, industries: int) -> np.ndarray:
+    """Exposures ``[n, 1 + industries + k]`` to country, industries (number in `industry`, -1 none) and styles."""
+    exposure = np.zeros((len(style), 1 + industries + style.shape[1]))
+    exposure[:, 0] = 1.0
+    exposure[:, 1 + industries:] = style
+    inside = np.flatnonzero(industry >= 0)
+    exposure[inside, 1 + industry[inside]] = 1.0
+    return exposure

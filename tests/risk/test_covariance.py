@@ -171,28 +171,27 @@ def test_a_new_name_gets_what_its_exposures_suggest():
     draw = np.random.default_rng(5)
     n = 400
     style, group, cap = draw.standard_normal(n), draw.integers(0, 3, n), np.exp(draw.normal(22, 1, n))
-    exposure = np.c_[np.ones(n), np.eye(3)[group], style]
-    constraint = np.r_[0.0, np.bincount(group, cap, 3) / cap.sum(), 0.0]
+    structure = style[:, None], group, 3, cap
     true = 0.02 * np.exp(0.3 * style + 0.2 * (group - 1))
     variance, count = true**2 * draw.chisquare(200, n) / 200, np.full(n, 250.0)
     new = np.arange(0, n, 8)
     variance[new], count[new] = np.nan, 0.0
     options = CovarianceOptions(specific_shrinkage=0.0)
-    made = np.sqrt(specific_forecast(variance, count, exposure, constraint, cap, options))
+    made = np.sqrt(specific_forecast(variance, count, *structure, options))
     np.testing.assert_allclose(made[new], true[new], rtol=0.08)
     old = np.setdiff1d(np.arange(n), new)
     np.testing.assert_array_equal(made[old] ** 2, np.sqrt(variance[old]) ** 2)
     variance[new[0]], count[new[0]] = (3 * true[new[0]]) ** 2, 120.0  # half trusted
-    mixed = np.sqrt(specific_forecast(variance, count, exposure, constraint, cap, options))[new[0]]
+    mixed = np.sqrt(specific_forecast(variance, count, *structure, options))[new[0]]
     assert mixed == pytest.approx(0.5 * 3 * true[new[0]] + 0.5 * made[new[0]], rel=1e-3)
-    assert specific_forecast(np.full(n, np.nan), 0 * count, exposure, constraint, cap, options) is None
+    assert specific_forecast(np.full(n, np.nan), 0 * count, *structure, options) is None
 
 
 def test_shrinkage_pulls_to_the_size_decile_and_outliers_the_most():
     n = 200
     cap, variance = np.arange(1.0, n + 1), np.full(n, 4e-4)
     variance[3] = 36e-4
-    args = (variance, np.full(n, 250.0), np.ones((n, 1)), np.zeros(1), cap)
+    args = (variance, np.full(n, 250.0), np.empty((n, 0)), np.full(n, -1), 0, cap)
     made = np.sqrt(specific_forecast(*args, CovarianceOptions(specific_shrinkage=1.0)))
     off = np.sqrt(specific_forecast(*args, CovarianceOptions(specific_shrinkage=0.0)))
     assert off[3] == pytest.approx(0.06) and 0.02 < made[3] < 0.04 and made[100] == pytest.approx(0.02)

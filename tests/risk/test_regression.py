@@ -2,11 +2,11 @@
 import numpy as np
 import pytest
 import statsmodels.api as sm
-from risk_market import planted
+from risk_market import design, planted
 
 from qlib_ext.errors import ShapeError
 from qlib_ext.risk.estimate import regressions
-from qlib_ext.risk.regression import constrained_least_squares, design, regress
+from qlib_ext.risk.regression import constrained_least_squares, regress
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ import pytest
 
 from qlib_ext.errors import ConfigError, DataError, ShapeError
 from qlib_ext.risk.descriptor import STYLES
-from qlib_ext.risk.style import coverage, fill, possible, style_exposures
-from qlib_ext.risk.weighted import standardize, winsorize
+from qlib_ext.risk.style import coverage, possible, style_exposures
+from qlib_ext.risk.weighted import fill, standardize, winsorize
 
 DAYS, STOCKS = 330, 120
 FIRST = 300
