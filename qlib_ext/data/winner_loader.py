@@ -14,6 +14,7 @@ from qlib_ext.data.loader import FittedColumns
 from qlib_ext.data.universe import member_spans, universe_grid
 from qlib_ext.errors import ConfigError, DataError, ExtError
 from qlib_ext.factors.winner_style import STATISTICS, WINDOWS, check_quantile, winner_style, winner_style_names
+from qlib_ext.risk.market import INDEX
 from qlib_ext.store.snapshots import SnapshotStore
 
 PRESETS = {
@@ -92,10 +93,8 @@ class WinnerStyleLoader(FittedColumns):
 
     def _opened(self) -> SnapshotStore:
         """The snapshots; the default ones are brought up to date."""
-        if self.snapshots is not None:
-            return SnapshotStore(self.snapshots)
-        from qlib_ext.risk.model import prepare_snapshots
-        return prepare_snapshots(None)
+        from qlib_ext.risk.model import open_snapshots, prepare_snapshots
+        return prepare_snapshots(None) if self.snapshots is None else open_snapshots(self.snapshots)
 
     def _source(self) -> str:
         return "the risk snapshots" + (f" in {Path(self.snapshots).name}" if self.snapshots is not None else "")
@@ -104,7 +103,8 @@ class WinnerStyleLoader(FittedColumns):
         """All days of the calendar that the snapshots reach x the columns."""
         self.check()
         store = self._opened()
-        reader = FieldReader(member_spans("all"), None, None, ["close", "limit_up", "limit_down", "is_st"])
+        stocks = {code: spans for code, spans in member_spans("all").items() if not INDEX.fullmatch(code.upper())}
+        reader = FieldReader(stocks, None, None, ["close", "limit_up", "limit_down", "is_st"])
         codes = list(reader.content)
         exposure, factors, known = _exposures(store, reader.calendar, codes)
         close, locked = _prices(reader)
@@ -124,7 +124,10 @@ def _exposures(store: SnapshotStore, calendar: pd.DatetimeIndex, codes: List[str
     if not (places >= 0).any():
         raise DataError(f"winner style: the risk snapshots ({len(places)} days) have no day of the store's calendar "
                         f"({calendar[0]:%Y-%m-%d} to {calendar[-1]:%Y-%m-%d}): they were made of another store")
-    exposure, factors = store.exposures(calendar.to_numpy().astype("datetime64[D]"), codes, store.settings.get("styles"))
+    exposure, found = store.exposures(calendar.to_numpy().astype("datetime64[D]"), codes)
+    order = store.settings.get("styles", found)
+    factors = sorted(found, key=lambda name: order.index(name) if name in order else len(order))
+    exposure = exposure[:, :, [found.index(name) for name in factors]]
     if not factors:
         raise DataError("winner style: the risk snapshots hold no styles: make them with some")
     return exposure, factors, int(places.max())

@@ -61,7 +61,7 @@ class CovarianceOptions:
                 continue
             positive = one.name.endswith(("half_life", "window", "least", "scale"))
             kind = numbers.Integral if whole else numbers.Real
-            if isinstance(value, bool) or not isinstance(value, kind) or value < 0 or (positive and not value > 0):
+            if isinstance(value, bool) or not isinstance(value, kind) or not 0 <= value < np.inf or (positive and not value > 0):
                 raise ConfigError(f"covariance option {one.name}={value!r} must be a {'whole ' if whole else ''}number "
                                   f"{'above 0' if positive else 'from 0 on'}")
 

@@ -76,7 +76,11 @@ def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
 
 
 def growth(*years: np.ndarray) -> np.ndarray:
-    """Slope over the fiscal years of an annual number (latest first), over its mean absolute value; at least three years known."""
+    """Slope over the fiscal years of an annual number (latest first), over its mean absolute value; at least three years known.
+
+    Numbers are as reported: earnings per share are not adjusted for bonus shares, and sales are those of the company, because shares
+    of past years are not known (dividing by today's changes nothing).
+    """
     values = np.stack(years)                                                          # [y, t, n]
     time = -np.arange(len(years), dtype=np.float64)[:, None, None] * np.ones_like(values)
     there = np.isfinite(values)
@@ -144,7 +148,9 @@ def _log(values: np.ndarray) -> np.ndarray:
 class Descriptor:
     """A descriptor of a style: its weight, the fields it needs (names of `Fields`), and its function of (fields, origin).
 
-    Fields besides those of a store: `returns`, `turnover`, `cap`, and `market` ``[t]``. A function that gives several arrays is
+    Fields besides those of a store: `returns` since the last day traded, `daily_returns`, the same without those over long suspensions
+    (what momentum and range have to hold would spoil volatilities and betas), `turnover`, `market` ``[t]``, and `cap`, the total market value or, where there is none,
+    that of the float: good for size, while values and debts of the whole company go with `total_cap` alone. A function that gives several arrays is
     shared by descriptors, which take a `part` each.
     """
 
@@ -165,7 +171,7 @@ def _turnover(months: int) -> Callable[[Fields, int], np.ndarray]:
 
 
 def _over_cap(name: str) -> Callable[[Fields, int], np.ndarray]:
-    return lambda fields, _: ratio(fields[name], fields["cap"])
+    return lambda fields, _: ratio(fields[name], fields["total_cap"])
 
 
 def _growth(name: str) -> Callable[[Fields, int], np.ndarray]:
@@ -173,7 +179,7 @@ def _growth(name: str) -> Callable[[Fields, int], np.ndarray]:
 
 
 def _regression(fields: Fields, origin: int) -> tuple[np.ndarray, np.ndarray]:
-    return beta(fields["returns"], fields["market"], origin)
+    return beta(fields["daily_returns"], fields["market"], origin)
 
 
 def _plain(name: str) -> Callable[[Fields, int], np.ndarray]:
@@ -183,26 +189,26 @@ def _plain(name: str) -> Callable[[Fields, int], np.ndarray]:
 _BALANCE = ("equity", "preferred_equity", "long_term_debt")
 DESCRIPTORS: tuple[Descriptor, ...] = (
     Descriptor("size", "LNCAP", 1.0, ("cap",), lambda f, _: lncap(f["cap"])),
-    Descriptor("beta", "BETA", 1.0, ("returns", "market"), _regression, 0),
+    Descriptor("beta", "BETA", 1.0, ("daily_returns", "market"), _regression, 0),
     Descriptor("momentum", "RSTR", 1.0, ("returns",), lambda f, o: rstr(f["returns"], o)),
-    Descriptor("residual_volatility", "DASTD", 0.74, ("returns",), lambda f, o: dastd(f["returns"], o)),
+    Descriptor("residual_volatility", "DASTD", 0.74, ("daily_returns",), lambda f, o: dastd(f["daily_returns"], o)),
     Descriptor("residual_volatility", "CMRA", 0.16, ("returns",), lambda f, o: cmra(f["returns"], o)),
-    Descriptor("residual_volatility", "HSIGMA", 0.10, ("returns", "market"), _regression, 1),
+    Descriptor("residual_volatility", "HSIGMA", 0.10, ("daily_returns", "market"), _regression, 1),
     Descriptor("nonlinear_size", "NLSIZE", 1.0, ("cap",), lambda f, _: lncap(f["cap"])),   # the cube is taken after standardising
-    Descriptor("book_to_price", "BTOP", 1.0, ("equity", "preferred_equity", "cap"),
-               lambda f, _: ratio(f["equity"] - f["preferred_equity"], f["cap"])),
+    Descriptor("book_to_price", "BTOP", 1.0, ("equity", "preferred_equity", "total_cap"),
+               lambda f, _: ratio(f["equity"] - f["preferred_equity"], f["total_cap"])),
     Descriptor("liquidity", "STOM", 0.35, ("turnover",), _turnover(1)),
     Descriptor("liquidity", "STOQ", 0.35, ("turnover",), _turnover(3)),
     Descriptor("liquidity", "STOA", 0.30, ("turnover",), _turnover(12)),
-    Descriptor("earnings_yield", "EPFWD", 0.68, ("consensus_earnings", "cap"), _over_cap("consensus_earnings")),
-    Descriptor("earnings_yield", "CETOP", 0.21, ("operating_cash_flow_ttm", "cap"), _over_cap("operating_cash_flow_ttm")),
-    Descriptor("earnings_yield", "ETOP", 0.11, ("net_profit_ttm", "cap"), _over_cap("net_profit_ttm")),
+    Descriptor("earnings_yield", "EPFWD", 0.68, ("consensus_earnings", "total_cap"), _over_cap("consensus_earnings")),
+    Descriptor("earnings_yield", "CETOP", 0.21, ("operating_cash_flow_ttm", "total_cap"), _over_cap("operating_cash_flow_ttm")),
+    Descriptor("earnings_yield", "ETOP", 0.11, ("net_profit_ttm", "total_cap"), _over_cap("net_profit_ttm")),
     Descriptor("growth", "EGRLF", 0.18, ("consensus_growth_long",), _plain("consensus_growth_long")),
     Descriptor("growth", "EGRSF", 0.11, ("consensus_growth_short",), _plain("consensus_growth_short")),
     Descriptor("growth", "EGRO", 0.24, _annual("eps"), _growth("eps")),
     Descriptor("growth", "SGRO", 0.47, _annual("sales"), _growth("sales")),
-    Descriptor("leverage", "MLEV", 0.38, ("cap", "preferred_equity", "long_term_debt"),
-               lambda f, _: market_leverage(f["cap"], f["preferred_equity"], f["long_term_debt"])),
+    Descriptor("leverage", "MLEV", 0.38, ("total_cap", "preferred_equity", "long_term_debt"),
+               lambda f, _: market_leverage(f["total_cap"], f["preferred_equity"], f["long_term_debt"])),
     Descriptor("leverage", "DTOA", 0.35, ("total_debt", "total_assets"), lambda f, _: ratio(f["total_debt"], f["total_assets"])),
     Descriptor("leverage", "BLEV", 0.27, _BALANCE, lambda f, _: book_leverage(*(f[name] for name in _BALANCE))),
 )
@@ -212,9 +218,9 @@ EXTRAS: tuple[Descriptor, ...] = (
     Descriptor("size_squared", "SIZE2", 1.0, ("cap",), lambda f, _: lncap(f["cap"])),      # the square is taken after standardising
     Descriptor("roe", "ROE", 1.0, ("net_profit_ttm", "equity"), lambda f, _: return_on_equity(f["net_profit_ttm"], f["equity"])),
     Descriptor("sue", "SUE", 1.0, ("earnings_surprise",), _plain("earnings_surprise")),
-    Descriptor("volatility_60", "STD60", 1.0, ("returns",), lambda f, o: volatility_60(f["returns"], o)),
-    Descriptor("bp", "BP", 1.0, ("equity", "preferred_equity", "cap"),
-               lambda f, _: ratio(f["equity"] - f["preferred_equity"], f["cap"])),
+    Descriptor("volatility_60", "STD60", 1.0, ("daily_returns",), lambda f, o: volatility_60(f["daily_returns"], o)),
+    Descriptor("bp", "BP", 1.0, ("equity", "preferred_equity", "total_cap"),
+               lambda f, _: ratio(f["equity"] - f["preferred_equity"], f["total_cap"])),
 )
 """What the AI-enhanced strict portfolios bound besides size; bounds on PB are those on -bp. Not factors of the risk model."""
 

@@ -147,12 +147,15 @@ def _ordered(names) -> list[str]:
 
 
 def _in_force(exposed: Exposed, earned: np.ndarray, names: list[str], t: int) -> np.ndarray:
-    """Positions of the factors of a day: industries with a stock, or a return today; styles that are known."""
+    """Positions of the factors of a day: industries with a stock, styles that are known, and what has a return today.
+
+    Nobody is exposed to a factor of the last kind; its return is kept with the day that earned it.
+    """
     groups = np.bincount(exposed.group[t][exposed.present[t] & (exposed.group[t] >= 0)], minlength=len(exposed.industries)) > 0
     own = exposed.factors
     here = {COUNTRY, *(name for name, there in zip(own[1:], groups) if there)}
     here |= {name for name, there in zip(exposed.styles, exposed.there[t]) if there}
-    here |= {name for name, known in zip(names, earned) if known and name.startswith(INDUSTRY)}
+    here |= {name for name, known in zip(names, earned) if known}
     return np.array([k for k, name in enumerate(names) if name in here])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from qlib_ext.data.field_reader import FieldReader
 from qlib_ext.data.universe import universe_grid
 from qlib_ext.errors import ConfigError, DataError
 from qlib_ext.risk.descriptor import DESCRIPTORS, EXTRAS, earnings_surprise
+from qlib_ext.store.feature_files import feature_file, read_field
 from qlib_ext.store.fundamentals import KnownReports
 from qlib_ext.store.kept import read_table
 from qlib_ext.store.tables import Table, read_tables
@@ -23,8 +25,10 @@ from qlib_ext.store.tables import Table, read_tables
 logger = get_module_logger("qlib_ext.risk")
 CAPS = ("total_cap", "float_cap")
 LISTED_DAYS = 120
+LONGEST_GAP = 5
+"""Trading days since the last one traded, beyond which a return is no daily one."""
 _BASIC = ("change", "close", "volume", "factor", "float_shares", "turnover", "industry", "is_st", *CAPS)
-_MADE = {"returns", "market", "cap", "turnover", "earnings_surprise"}
+_MADE = {"returns", "daily_returns", "market", "cap", "turnover", "earnings_surprise"}
 _STORED = sorted({name for one in (*DESCRIPTORS, *EXTRAS) for name in one.needs} - _MADE)
 INDEX = re.compile(r"(SH000|SZ399)\d{3}")
 """Codes of indices, which folders from elsewhere list among all instruments."""
@@ -53,7 +57,7 @@ class MarketArrays:
 
     def market(self) -> np.ndarray:
         """``[t]`` return of the estimation universe, weighted by the cap of the day before; NaN on the first day."""
-        returns, out = self.fields["returns"], np.full(len(self.days), np.nan)
+        returns, out = self.fields["daily_returns"], np.full(len(self.days), np.nan)
         for t in range(1, len(out)):
             used = self.members[t - 1] & np.isfinite(returns[t]) & (self.cap[t - 1] > 0)
             if used.any():
@@ -62,10 +66,17 @@ class MarketArrays:
         return out
 
 
+def stock_codes() -> list[str]:
+    """All instruments of the store in use that are no indices."""
+    return [code for code in D.list_instruments(D.instruments("all"), as_list=True) if not INDEX.fullmatch(code.upper())]
+
+
 def store_fields() -> list[str]:
-    """Fields of the risk model that any instrument of the store in use has."""
-    features = Path(C.dpm.get_data_uri("day")) / "features"
-    files = {file for folder in os.scandir(features) if folder.is_dir() for file in os.listdir(folder)}
+    """Fields of the risk model that any stock of the store in use has."""
+    features, files = Path(C.dpm.get_data_uri("day")) / "features", set()
+    for code in stock_codes():
+        with suppress(FileNotFoundError):
+            files.update(os.listdir(features / code.lower()))
     return [name for name in dict.fromkeys((*_BASIC, *_STORED)) if f"{name}.day.bin" in files]
 
 
@@ -110,20 +121,34 @@ class MarketReader:
                             "`python -m qlib_ext.store ingest`")
         self.cap_field, self.universe, self.extras = choose_cap(cap, fields), universe, extras
         self.calendar = np.asarray(D.calendar(freq="day"), dtype="datetime64[ns]").astype("datetime64[D]")
-        stocks = [code for code in D.list_instruments(D.instruments("all"), as_list=True) if not INDEX.fullmatch(code.upper())]
-        spans = {code: [(self.calendar[0], self.calendar[-1])] for code in stocks}
+        spans = {code: [(self.calendar[0], self.calendar[-1])] for code in stock_codes()}
         needed = {name for one in (*DESCRIPTORS, *(EXTRAS if extras else ())) for name in one.needs} | set(_BASIC)
-        unused = ({"turnover"} if "float_shares" in fields else set()) | set(CAPS) - {self.cap_field} | ({"close"} if "change" in fields else set())
+        unused = ({"turnover"} if "float_shares" in fields else set()) | {"close"}
+        unused |= set(CAPS) if self.cap_field == "equal" else set(CAPS) - {self.cap_field, "total_cap"}
         self.reader = FieldReader(spans, None, None, [name for name in fields if name in needed - unused])
         self.codes = np.array(list(self.reader.content))
         if not len(self.codes):
             raise DataError("no stock of universe all has a bar in the store")
-        self.bounds = np.array([self.reader.bounds(code) for code in self.codes])           # [n, 2] first place, and behind the last
+        for code, content in self.reader.content.items():
+            if "change" not in content:
+                content["change"] = self._returns(code)
+            start, returns = content["change"]
+            content["daily_returns"] = start, _daily(returns)
+        self.bounds = np.array([self._bounds(code) for code in self.codes])                  # [n, 2] first place, and behind the last
         self.begin = int(self.bounds[:, 0].min())
-        if "change" not in fields:
-            for content in self.reader.content.values():
-                start, close = content.get("close", (0, np.empty(0, np.float32)))
-                content["change"] = start, _returns(close)
+
+    def _bounds(self, code: str) -> tuple[int, int]:
+        """Places of a stock's first bar and behind its last row; files of other makers may begin with NaN."""
+        first, stop = self.reader.bounds(code)
+        start, returns = self.reader.content[code]["change"]
+        known = np.isfinite(returns)
+        return (max(first, start + int(known.argmax()) - 1) if known.any() else first), stop
+
+    def _returns(self, code: str) -> tuple[int, np.ndarray]:
+        """Returns of a stock without field `change`, from its closes."""
+        features = Path(C.dpm.get_data_uri("day")) / "features"
+        start, close = read_field(feature_file(features, code, "close"), len(self.calendar)) or (0, np.empty(0, np.float32))
+        return start, _returns(close)
 
     def arrays(self, first: int, stop: int) -> MarketArrays:
         """The days at places [first, stop) of the calendar, from the first bar of any stock on; stocks without a row there are left out."""
@@ -135,7 +160,9 @@ class MarketReader:
         days = self.calendar[first:stop]
         if self.extras:
             found.update(_surprises(codes, days))
-        weights = np.where(laid.inside, found.get("cap", 1.0), np.nan)
+        weights = np.ones(laid.inside.shape) if self.cap_field == "equal" else laid.get(self.cap_field)
+        weights = np.full(laid.inside.shape, np.nan) if weights is None else weights
+        weights = np.where(laid.inside & np.isfinite(weights) & (weights > 0), weights, np.nan)
         members = universe_grid(days, codes.tolist(), self.universe) if self.universe else laid.old_enough()
         members &= (weights > 0) & laid.inside
         return MarketArrays(days, first, codes, found, weights, members, laid.get("industry"), self.cap_field)
@@ -163,18 +190,24 @@ class _Layout:
 
     def fields(self, cap_field: str) -> dict[str, np.ndarray]:
         """Arrays under the names that descriptors ask for."""
-        found = {"returns": self.get("change")}
+        found = {"returns": self.get("change"), "daily_returns": self.get("daily_returns")}
         volume, shares = self.get("volume"), self.get("float_shares")
         if volume is not None and shares is not None:
             factor = self.get("factor")
             traded = np.where(np.isfinite(volume), volume * (1.0 if factor is None else factor), 0.0)
             found["turnover"] = np.where(self.inside, traded / np.where(shares > 0, shares, np.nan), np.nan)
         else:
-            found["turnover"] = _scaled(self.get("turnover"), 0.01)
+            turnover = self.get("turnover")
+            if turnover is not None:
+                halted = self.inside & ~np.isfinite(volume) if volume is not None else np.zeros(self.inside.shape, bool)
+                turnover = np.where(halted, 0.0, turnover / 100)
+            found["turnover"] = turnover
         if cap_field != "equal":
-            cap = self.get(cap_field)
-            found["cap"] = np.full(self.inside.shape, np.nan) if cap is None else cap
-        found.update({name: self.get(name) for name in _STORED})
+            value = self.get("total_cap")
+            found["cap"] = self.get(cap_field) if value is None else value
+            if found["cap"] is None:                              # a stretch before the first market value
+                found["cap"] = np.full(self.inside.shape, np.nan)
+        found.update({name: self.get(name) for name in _STORED if name != "total_cap" or cap_field != "equal"})
         if found.get("preferred_equity") is None and found.get("equity") is not None:
             found["preferred_equity"] = np.zeros(self.inside.shape)
         return {name: values for name, values in found.items() if values is not None}
@@ -194,8 +227,11 @@ def _returns(close: np.ndarray) -> np.ndarray:
     return out
 
 
-def _scaled(values: np.ndarray | None, by: float) -> np.ndarray | None:
-    return None if values is None else values * by
+def _daily(returns: np.ndarray) -> np.ndarray:
+    """Returns ``[s]`` without those over more than `LONGEST_GAP` trading days: what happened in months of suspension is no day's news."""
+    out, known = returns.copy(), np.flatnonzero(np.isfinite(returns))
+    out[known[np.diff(known, prepend=-1) > LONGEST_GAP]] = np.nan
+    return out
 
 
 def _surprises(codes: np.ndarray, days: np.ndarray) -> dict[str, np.ndarray]:

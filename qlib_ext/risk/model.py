@@ -33,8 +33,11 @@ from qlib_ext.store.snapshots import SnapshotStore
 
 logger = get_module_logger("qlib_ext.risk")
 MADE_OF = "store.json"
-FORMULAS = tuple(f"risk/{name}.py" for name in ("weighted", "descriptor", "style", "regression", "covariance", "estimate", "market", "model"))
+FORMULAS = tuple(f"risk/{name}.py" for name in ("weighted", "descriptor", "style", "regression", "covariance", "estimate", "market",
+                                                  "model", "snapshot")) + ("data/field_reader.py",)
 """Files whose change makes other snapshots: days of two versions are not mixed."""
+OPTIONAL = ("total_cap", "float_shares", "turnover", "industry", "is_st", "preferred_equity")
+"""Fields that change exposures or the estimation universe where a store has them, besides those of the descriptors."""
 CELLS, LEAST_DAYS = 8_000_000, 250
 """Stock-days that are worked on at a time, but so many days at least: each piece looks `LONGEST` days back."""
 
@@ -72,7 +75,8 @@ class RiskOptions:
         """
         fields = store_fields()
         cap = choose_cap(self.cap, fields)
-        have = {"returns", "market", *fields} | ({"cap"} if cap != "equal" else set())
+        have = {"returns", "daily_returns", "market", *fields} - {"total_cap"} | ({"cap"} if cap != "equal" else set())
+        have |= {"total_cap"} & set(fields) if cap != "equal" else set()
         have |= {"turnover"} if {"volume", "float_shares"} <= set(fields) else set()
         have |= {"preferred_equity"} if "equity" in fields else set()
         found, missing = possible(sorted(have), self.styles)
@@ -80,7 +84,9 @@ class RiskOptions:
             raise DataError(f"the store does not allow the styles {sorted(missing)}: {missing}")
         if not found:
             raise DataError(f"the store allows no style: {missing}")
-        return {"styles": list(found), "missing": missing, "cap": cap, "universe": self.universe, "formulas": source_digest(FORMULAS),
+        return {"styles": list(found), "descriptors": {style: [one.name for one in parts] for style, parts in found.items()},
+                "missing": missing, "cap": cap, "universe": self.universe, "fields": [name for name in OPTIONAL if name in fields],
+                "formulas": source_digest(FORMULAS),
                 "covariance": asdict(CovarianceOptions(**self.covariance))}
 
 
@@ -117,14 +123,30 @@ def prepare_snapshots(folder: str | Path | None = None, options: RiskOptions = R
     if overwrite:
         _clear(store)
     store.check_settings(settings)
-    stored = np.searchsorted(calendar, store.whole_days(thorough))
-    if len(stored) and len(stored) == len(calendar) - stored[0] and stored[-1] == len(calendar) - 1:
+    stored, never = np.searchsorted(calendar, store.whole_days(thorough)), np.searchsorted(calendar, _never_made(folder))
+    missing = np.setdiff1d(np.arange(len(calendar)), np.union1d(stored, never))
+    if len(stored) and not len(missing):
         return store
-    builder = _Builder(store, settings, calendar, stored)
+    builder = _Builder(store, settings, calendar, stored, missing)
     _record_past(folder, str(calendar[-1]))
-    store.write(tqdm(builder.days(), total=len(builder.missing), desc="risk snapshots", disable=not progress, mininterval=1.0), settings)
+    store.write(tqdm(builder.days(), total=len(missing), desc="risk snapshots", disable=not progress, mininterval=1.0), settings)
     if not store.files():
         raise DataError(f"no day of the store has a history of {builder.options.least} days to forecast from")
+    left = np.setdiff1d(missing, builder.made)
+    _record_past(folder, str(calendar[-1]), calendar[np.union1d(left, never)])
+    return store
+
+
+def open_snapshots(folder: str | Path) -> SnapshotStore:
+    """Snapshots of a named folder, which is only read.
+
+    Raises:
+        DataError: they were made of another past than that of the Qlib store in use.
+    """
+    store = SnapshotStore(folder)
+    if (store.folder / MADE_OF).is_file() and not _of_the_same_past(store.folder):
+        raise DataError(f"the snapshots in {store.folder} were made of another past than that of store {C.dpm.get_data_uri('day')}: make them "
+                        "anew, or name another folder")
     return store
 
 
@@ -133,9 +155,23 @@ def _calendar() -> np.ndarray:
 
 
 def _past(until: str) -> str:
-    """What the days of the store up to one rest on. A store from elsewhere has no history: its files' names and sizes as they are."""
+    """What the days of the store up to one rest on. A store from elsewhere has no history: its files' names, sizes and times."""
     uri = C.dpm.get_data_uri("day")
-    return fingerprint(uri) if read_metadata(uri) is None else fingerprint(uri, until=until)
+    if read_metadata(uri) is not None:
+        return fingerprint(uri, until=until)
+    digest = hashlib.blake2b(fingerprint(uri).encode(), digest_size=16)
+    for folder in sorted(os.scandir(Path(uri) / "features"), key=lambda entry: entry.name):
+        files = sorted(os.scandir(folder), key=lambda entry: entry.name) if folder.is_dir() else []
+        digest.update("".join(f"{folder.name}/{file.name} {file.stat().st_mtime_ns}\n" for file in files).encode())
+    return digest.hexdigest()
+
+
+def _never_made(folder: Path) -> np.ndarray:
+    """Days that a finished build could make no snapshot of: before the first bars, without a history, without any bar."""
+    try:
+        return np.array(json.loads((folder / MADE_OF).read_text()).get("never", []), "datetime64[D]")
+    except (OSError, ValueError):
+        return np.empty(0, "datetime64[D]")
 
 
 def _of_the_same_past(folder: Path) -> bool:
@@ -150,11 +186,12 @@ def _of_the_same_past(folder: Path) -> bool:
         return False
 
 
-def _record_past(folder: Path, until: str) -> None:
-    """Say what the snapshots rest on, before the first is made: what an interrupted build left is checked too."""
+def _record_past(folder: Path, until: str, never: np.ndarray | None = None) -> None:
+    """Say what the snapshots rest on, before the first is made (what an interrupted build left is checked too) and at the end."""
     folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / f".{MADE_OF}"
-    aside.write_text(json.dumps({"until": until, "fingerprint": _past(until)}))
+    aside = folder / f".{MADE_OF}.{os.getpid()}"
+    never = _never_made(folder) if never is None else never
+    aside.write_text(json.dumps({"until": until, "fingerprint": _past(until), "never": never.astype(str).tolist()}))
     aside.replace(folder / MADE_OF)
 
 
@@ -168,24 +205,24 @@ def _clear(store: SnapshotStore) -> None:
 class _Builder:
     """Makes the days that a folder lacks, the oldest first."""
 
-    def __init__(self, store: SnapshotStore, settings: dict, calendar: np.ndarray, stored: np.ndarray):
-        self.store, self.settings, self.calendar, self.stored = store, settings, calendar, stored
+    def __init__(self, store: SnapshotStore, settings: dict, calendar: np.ndarray, stored: np.ndarray, missing: np.ndarray):
+        self.store, self.settings, self.calendar, self.stored, self.missing = store, settings, calendar, stored, missing
         self.options = CovarianceOptions(**settings["covariance"])
         self.reader = MarketReader(settings["cap"], settings["universe"])
-        begin = self.stored[0] if len(self.stored) else self.reader.begin
-        self.missing = np.setdiff1d(np.arange(begin, len(calendar)), self.stored)
+        self.made: list[int] = []
 
     def days(self) -> Iterator[RiskDay]:
         """The missing days; on the first days of all, without a history, there is nothing to forecast with."""
-        if not len(self.missing):
-            return
         keep, history = days_kept(self.options), self._history()
+        begin = self.reader.begin if history is None else int(self.missing[0])
         step = max(CELLS // len(self.reader.codes), LEAST_DAYS)
-        for first in range(self.missing[0], len(self.calendar), step):
+        for first in range(begin, len(self.calendar), step):
             stop = min(first + step, len(self.calendar))
             exposed, learnt = self._learn(first, stop)
             wanted = self.missing[(self.missing >= first) & (self.missing < stop)] - exposed.origin
-            yield from risk_days(exposed, learnt, history, wanted, self.options)
+            for day in risk_days(exposed, learnt, history, wanted, self.options):
+                self.made.append(int(np.searchsorted(self.calendar, day.snapshot.date)))
+                yield day
             history = History.first(exposed, learnt, keep) if history is None else history.extended(exposed, learnt, keep)
 
     def _learn(self, first: int, stop: int) -> tuple[Exposed, Regressions]:
@@ -193,14 +230,15 @@ class _Builder:
         market = self.reader.arrays(first - 1 - LONGEST, stop)
         exposed = expose(market, self.settings["styles"], max(first - 1 - market.origin, 0))
         learnt = regressions(exposed)
-        if learnt.faults:
-            day, reason = next(iter(learnt.faults.items()))
-            logger.warning(f"no factor returns on {len(learnt.faults)} days, the first {day}: {reason}")
+        if not exposed.members.any():
+            raise DataError(f"no stock belongs to the estimation universe {self.settings['universe'] or '(all)'!s} from {exposed.days[0]} to "
+                            f"{exposed.days[-1]}: check the universe's codes (their case too), market values and is_st")
+        _report(exposed, learnt)
         return exposed, learnt
 
     def _history(self) -> History | None:
         """What the stored days before the first missing one have taught, and the days before them, which are made again."""
-        if not len(self.stored):
+        if not len(self.stored) or self.missing[0] < self.stored[0]:
             return None
         keep, first = days_kept(self.options), self.missing[0]
         exposed, learnt = self._learn(self.reader.begin, self.stored[0])
@@ -211,13 +249,25 @@ class _Builder:
         return History(pd.concat([early.factor_return, returns]), pd.concat([early.residual, residual]).iloc[-keep:])
 
 
+def _report(exposed: Exposed, learnt: Regressions) -> None:
+    """Warn of days without factor returns, and of styles that are unknown on days after they were known."""
+    if learnt.faults:
+        day, reason = next(iter(learnt.faults.items()))
+        logger.warning(f"no factor returns on {len(learnt.faults)} of {len(exposed.days)} days, the first {day}: {reason}")
+    for style, there in zip(exposed.styles, exposed.there.T):
+        lost = np.flatnonzero(~there & (np.maximum.accumulate(there) | ~there.any()))
+        if len(lost) and len(there) > LONGEST:
+            logger.warning(f"{style} is unknown on {len(lost)} of {len(there)} days, the first {exposed.days[lost[0]]}: constant, or fewer than "
+                           "half of the estimation universe have it")
+
+
 def expose(market: MarketArrays, styles: Sequence[str], first: int = 0) -> Exposed:
     """Exposures to some styles from row `first` on, rounded to float32, as they are stored."""
     fields = {**market.fields, "market": market.market()}
     made = style_exposures(fields, market.cap, market.members, market.industry, styles, market.origin, first, run)
     industry = None if market.industry is None else market.industry[first:]
     return Exposed(market.days[first:], market.origin + first, market.codes, made.names, made.values.astype(np.float32), industry,
-                   market.cap[first:], market.members[first:], market.fields["returns"][first:])
+                   market.cap[first:], market.members[first:], market.fields["daily_returns"][first:])
 
 
 def load_styles(styles: Sequence[str] | None = None, start_time=None, end_time=None,
@@ -253,44 +303,58 @@ def load_styles(styles: Sequence[str] | None = None, start_time=None, end_time=N
     return frame, coverage(made, market.members[lead:], market.days[lead:])
 
 
-def write_exposures(frame: pd.DataFrame, folder: str | Path, options: RiskOptions = RiskOptions(), progress: bool = True) -> SnapshotStore:
+def write_exposures(frame: pd.DataFrame, folder: str | Path, options: RiskOptions = RiskOptions(), progress: bool = True,
+                    about: dict | None = None) -> SnapshotStore:
     """Snapshots of exposures that come from elsewhere (a deep risk model): country and these factors, no industries.
 
     Args:
         frame: by (datetime, instrument), a column for each factor, in cross-sectional standard deviations; NaN unknown. Its days must
             be consecutive trading days of the Qlib store in use.
-        folder: what it holds is replaced when all is done.
+        folder: a new one, or one of snapshots, which are replaced when all is done.
+        about: where they come from, kept with the settings.
 
     Raises:
-        DataError: no rows, days that lack in between, columns that are no numbers.
+        ConfigError: the folder holds something else. DataError: no rows, days that lack in between, columns that are no numbers.
     """
     if not len(frame) or not all(kind.kind == "f" for kind in frame.dtypes):
         raise DataError(f"exposures must be a frame of floats by (datetime, instrument) with rows; got {frame.shape}, {set(frame.dtypes)}")
     calendar, folder = _calendar(), Path(folder).expanduser()
+    others = [] if not folder.exists() else [name for name in os.listdir(folder) if not name.endswith(".parquet") and name not in (".lock", MADE_OF)]
+    if others or (folder.exists() and not folder.is_dir()):
+        raise ConfigError(f"{folder} holds something else than snapshots ({', '.join(sorted(others)[:3])}): name another folder")
     days = np.unique(frame.index.get_level_values(0).to_numpy().astype("datetime64[D]"))
     first, stop = np.searchsorted(calendar, days[0]), np.searchsorted(calendar, days[-1], side="right")
-    lacking = np.setdiff1d(calendar[first:stop], days)
-    if len(lacking) or len(days) != stop - first:
-        raise DataError(f"exposures must come for consecutive trading days: {len(lacking)} lack between {days[0]} and {days[-1]}, the first "
-                        f"{lacking[:1]}")
+    differ = np.setxor1d(calendar[first:stop], days)
+    if len(differ):
+        raise DataError(f"exposures must come for consecutive trading days: {len(differ)} lack, or are no trading days, between {days[0]} "
+                        f"and {days[-1]}, the first {differ[0]}")
+    if frame.index.has_duplicates:
+        raise DataError(f"exposures hold {int(frame.index.duplicated().sum())} (day, instrument) rows twice")
     market = MarketReader(options.cap, options.universe).arrays(first, stop)
     style = np.full((*market.cap.shape, frame.shape[1]), np.nan, np.float32)
     row = np.searchsorted(market.days, frame.index.get_level_values(0).to_numpy().astype("datetime64[D]"))
     names = frame.index.get_level_values(1).to_numpy().astype(str)
     place = np.minimum(np.searchsorted(market.codes, names), len(market.codes) - 1)
-    known = market.codes[place] == names
+    known = (market.codes[place] == names) & (frame.index.get_level_values(0).to_numpy().astype("datetime64[D]") >= market.days[0])
+    if not known.any():
+        raise DataError(f"exposures name no stock of the store (theirs: {names[0]}, the store's: {market.codes[0]})")
     style[row[known], place[known]] = frame.to_numpy(np.float32)[known]
+    flat = np.nanmax(style, axis=1, initial=-np.inf) <= np.nanmin(style, axis=1, initial=np.inf)         # a factor that is dead on a day
+    style = np.where(flat[:, None], np.nan, style)
     exposed = Exposed(market.days, market.origin, market.codes, tuple(str(name) for name in frame.columns), style, None, market.cap,
-                      market.members, market.fields["returns"])
+                      market.members, market.fields["daily_returns"])
     covariance = CovarianceOptions(**options.covariance)
     settings = {"styles": list(exposed.styles), "missing": {}, "cap": market.cap_field, "universe": options.universe,
-                "formulas": source_digest(FORMULAS), "covariance": asdict(covariance), "exposures": "given"}
+                "formulas": source_digest(FORMULAS), "covariance": asdict(covariance), "exposures": about or {}}
     aside = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
-        made = risk_days(exposed, regressions(exposed), None, range(len(market.days)), covariance)
+        learnt = regressions(exposed)
+        _report(exposed, learnt)
+        made = risk_days(exposed, learnt, None, range(len(market.days)), covariance)
         SnapshotStore(aside).write(tqdm(made, total=len(market.days), desc="risk snapshots", disable=not progress, mininterval=1.0), settings)
         if not len(SnapshotStore(aside).days):
             raise DataError(f"{len(market.days)} days of exposures are too few to forecast from: {covariance.least} days of returns are needed")
+        _record_past(aside, str(market.days[-1]))
         shutil.rmtree(folder, ignore_errors=True)
         aside.replace(folder)
     finally:
@@ -338,5 +402,5 @@ class FactorRiskModel(RiskModel):
             raise ConfigError(f"FactorRiskModel needs days and instruments: give a frame, not a {type(X).__name__}")
         if isinstance(X.index, pd.MultiIndex):
             X = (X.iloc[:, 0] if isinstance(X, pd.DataFrame) else X).unstack(level="instrument")
-        store = prepare_snapshots() if self.snapshots is None else SnapshotStore(self.snapshots)
+        store = prepare_snapshots() if self.snapshots is None else open_snapshots(self.snapshots)
         return store.read(np.datetime64(pd.Timestamp(X.index.max()), "D")).select(X.columns), X.columns

@@ -36,7 +36,9 @@ class SnapshotRecord(RecordTemp):
 
     def generate(self, **kwargs) -> None:
         """Write the snapshots."""
-        store = write_exposures(self.model.exposures(self.dataset), self.out, self.options)
+        segments = {name: [str(day) for day in span] for name, span in (getattr(self.dataset, "segments", None) or {}).items()}
+        about = {"model": type(self.model).__name__, "segments": segments}                   # days of train and valid are in-sample
+        store = write_exposures(self.model.exposures(self.dataset), self.out, self.options, about=about)
         self.save(**{"risk_snapshots.pkl": {"folder": str(self.out), "days": [str(store.days[0]), str(store.days[-1])]}})
 
     def list(self) -> list[str]:

@@ -4,7 +4,7 @@ Per day, on the estimation universe (other stocks get values by the same numbers
 
 1. each descriptor is cut at median +- 3 robust deviations, then scaled to cap-weighted mean 0 and equally weighted deviation 1;
 2. a style is the sum of its descriptors by weight, the weights renormalised over those a stock has, and scaled again;
-3. where a stock has none of them, the style is what its industry and its size would suggest (`fill`);
+3. a style that less than half of the members have is unknown on the day; else, where a stock has none of them, the style is what its industry and its size would suggest (`fill`);
 4. residual volatility is made orthogonal to beta and size, the cube of size and its square to size, by least squares with the
    regression's weights, the square root of cap; every style is scaled once more.
 
@@ -27,6 +27,8 @@ POWERS = {"nonlinear_size": 3, "size_squared": 2}
 ORTHOGONAL = {"residual_volatility": ("beta", "size"), "nonlinear_size": ("size",), "size_squared": ("size",)}
 """Styles and the styles they are made orthogonal to (those of them that there are)."""
 SIZE = [one for one in DESCRIPTORS if one.style == "size"]
+LEAST_SHARE = 0.5
+"""Share of the members that must have a style of their own: what is filled for more is a mixture of industries and size."""
 STOCKS, DAYS = 48, 32
 """Worked on at a time: stocks over all days, days over all stocks."""
 
@@ -82,7 +84,7 @@ def style_exposures(fields: Mapping[str, np.ndarray], cap: np.ndarray, members: 
     """The styles on the days from row `first` on.
 
     Args:
-        fields: ``[t, n]`` arrays: `returns`, `cap`, `turnover`, fundamentals of the store; `market` ``[t]``, the market's return.
+        fields: ``[t, n]`` arrays as `qlib_ext.risk.descriptor.Descriptor` names them; `market` ``[t]``, the market's return.
             What is not there leaves its descriptors out.
         cap: ``[t, n]``, weights of means and (their root) of regressions; a stock without one has no exposures. Usually `cap` of the
             fields; ones where the store has no market values.
@@ -153,6 +155,8 @@ class _Section:
         for style, parts in wanted.items():
             value = self.size if style == "size" else self.scaled(self.size**POWERS[style]) if style in POWERS else self.style(parts)
             own[style] = np.isfinite(value) & (self.cap > 0)
+            rare = (own[style] & self.members).sum(axis=1) < LEAST_SHARE * self.members.sum(axis=1)
+            value = np.where(rare[:, None], np.nan, value)
             made[style] = value if style in ("size", *POWERS) else fill(value, self.size, self.group, self.members, self.cap)
         root = np.sqrt(np.where(self.cap > 0, self.cap, 0.0))
         finished = []

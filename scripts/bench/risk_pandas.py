@@ -1,8 +1,7 @@
-"""The six styles of prices and turnover, factor returns and covariances, written with pandas' own vectorised windows: the peer of `risk.py`.
+"""The peer of `risk.py`: six styles of prices and turnover, factor returns and covariances with pandas' own vectorised windows.
 
 Frames are [day x stock]. An exponentially weighted window is pandas' endless one less its own value so many days ago. What has no
-vectorised form (a regression a day) is a loop over days in numpy. The numbers are those of `qlib_ext.risk` with the options that
-`CovarianceOptions` has, but for the eigenvalue adjustment.
+vectorised form (regressions) loops over days in numpy. Numbers are those of `qlib_ext.risk`; there is no eigenvalue adjustment.
 """
 
 from __future__ import annotations
@@ -44,9 +43,8 @@ def volatilities(returns: Frame, market: pd.Series) -> dict[str, Frame]:
     weight, first, second = (window_sum(part, YEAR, 42) for part in (mask, x, squares))
     dastd = np.sqrt((second / weight - (first / weight) ** 2).clip(lower=0.0)).where(count >= 42)
     there, market = market.notna().astype(float), market.fillna(0.0)
-    if not there.all():
-        mask, x, squares = (part.mul(there, axis=0) for part in (mask, x, squares))
-        count = window_count(mask, YEAR)
+    mask, x, squares = (part.mul(there, axis=0) for part in (mask, x, squares))
+    count = window_count(mask, YEAR)
     other = mask.mul(market, axis=0)
     parts = (mask, other, x, other.mul(market, axis=0), x.mul(market, axis=0), squares)
     weight, sx, sy, sxx, sxy, syy = (window_sum(part, YEAR, 63) for part in parts)
@@ -67,7 +65,8 @@ def log_return_descriptors(returns: Frame) -> dict[str, Frame]:
     for months in range(2, 13):
         earlier = path.shift(months * MONTH, fill_value=0.0)
         highest, lowest = np.maximum(highest, earlier), np.minimum(lowest, earlier)
-    return {"RSTR": rstr.where(window_count(known, TWO_YEARS) >= 126), "CMRA": (highest - lowest).where(window_count(mask, YEAR) >= 126)}
+    return {"RSTR": rstr.where(window_count(known, TWO_YEARS) >= 126),
+            "CMRA": (highest - lowest).where(window_count(mask, YEAR) >= 126)}
 
 
 def turnover_descriptor(turnover: Frame, months: int) -> Frame:
@@ -79,11 +78,10 @@ def turnover_descriptor(turnover: Frame, months: int) -> Frame:
 # ---- across stocks --------------------------------------------------------------------------------------------------------------
 def winsorize(value: Frame, members: Frame) -> Frame:
     """Cut at the members' median +- 3 robust deviations."""
-    held = value.where(members)
-    center = held.median(axis=1)
-    reach = 3 * 1.4826 * held.sub(center, axis=0).abs().median(axis=1)
-    reach = reach.where(reach > 0, np.inf)
-    low, high = ((center + side * reach).fillna(side * np.inf).to_numpy()[:, None] for side in (-1, 1))
+    held = value.where(members).to_numpy()
+    center = np.nanmedian(held, axis=1, keepdims=True)                      # numpy's, which is faster than `DataFrame.median`
+    reach = 3 * 1.4826 * np.nanmedian(np.abs(held - center), axis=1, keepdims=True)
+    low, high = (np.where(reach > 0, center + side * reach, side * np.inf) for side in (-1, 1))
     return Frame(np.clip(value.to_numpy(), low, high), value.index, value.columns)
 
 
@@ -116,8 +114,6 @@ def orthogonalize(value: Frame, others: list[Frame], members: Frame, root: Frame
 def fill(value: Frame, size: Frame, group: np.ndarray, members: Frame, root: Frame) -> Frame:
     """Holes from the day's regression on industry and size: sums by day and industry, slope within industries."""
     hole = np.nonzero((value.isna() & size.notna()).to_numpy())
-    if not len(hole[0]):
-        return value
     used = np.nonzero((members & value.notna() & size.notna()).to_numpy())
     groups, width = group.max() + 1, len(value)
     x, y, weight = size.to_numpy()[used], value.to_numpy()[used], root.to_numpy()[used]
@@ -125,18 +121,21 @@ def fill(value: Frame, size: Frame, group: np.ndarray, members: Frame, root: Fra
     sums = sums.groupby(used[0] * groups + group[used], sort=False).sum().reindex(np.arange(width * groups), fill_value=0.0)
     w, sx, sy, sxx, sxy = sums.to_numpy().reshape(width, groups, 5).transpose(2, 0, 1)          # [t, g] each
     with np.errstate(invalid="ignore", divide="ignore"):
-        mean_x, mean_y = (np.where(w > 0, part / w, part.sum(axis=1, keepdims=True) / w.sum(axis=1, keepdims=True)) for part in (sx, sy))
+        whole = w.sum(axis=1, keepdims=True)
+        mean_x, mean_y = (np.where(w > 0, part / w, part.sum(axis=1, keepdims=True) / whole) for part in (sx, sy))
         spread = (sxx - sx * mean_x).sum(axis=1)
-        slope = np.where(spread > 1e-12 * w.sum(axis=1), (sxy - sx * mean_y).sum(axis=1) / spread, 0.0)
+        slope = np.where(spread > 1e-12 * whole[:, 0], (sxy - sx * mean_y).sum(axis=1) / spread, 0.0)
     day, mine = hole[0], group[hole]
     out = value.to_numpy(copy=True)
     out[hole] = mean_y[day, mine] + slope[day] * (size.to_numpy()[hole] - mean_x[day, mine])
     return Frame(out, value.index, value.columns)
 
 
-def style_exposures(returns: Frame, turnover: Frame, cap: Frame, members: Frame, industry: Frame, first: int = 0) -> dict[str, Frame]:
+def style_exposures(returns: Frame, daily_returns: Frame, turnover: Frame, cap: Frame, members: Frame, industry: Frame,
+                    first: int = 0) -> dict[str, Frame]:
     """The six styles from row `first` on."""
-    raw = {**volatilities(returns, market_return(returns, cap, members & (cap > 0))), **log_return_descriptors(returns)}
+    market = market_return(daily_returns, cap, members & (cap > 0))
+    raw = {**volatilities(daily_returns, market), **log_return_descriptors(returns)}
     raw.update({name: turnover_descriptor(turnover, months) for name, months in (("STOM", 1), ("STOQ", 3), ("STOA", 12))})
     cap, members = cap.iloc[first:], members.iloc[first:]
     members = members & (cap > 0)
@@ -153,30 +152,37 @@ def style_exposures(returns: Frame, turnover: Frame, cap: Frame, members: Frame,
         total = sum(weight * raw[name].fillna(0.0) for name, weight in weights.items())
         return scaled(total / sum(weight * raw[name].notna() for name, weight in weights.items()).replace(0.0, np.nan))
 
+    def common(value: Frame) -> Frame:                      # unknown on days on which fewer than half of the members have it
+        rare = (value.notna() & members).sum(axis=1) < 0.5 * members.sum(axis=1)
+        return value.mask(rare, axis=0) if rare.any() else value
+
     size = scaled(winsorize(np.log(cap.where(cap > 0)), members))
-    filled = {name: fill(value, size, group, members, root) for name, value in (
+    filled = {name: fill(common(value), size, group, members, root) for name, value in (
         ("beta", raw["BETA"]), ("momentum", raw["RSTR"]), ("liquidity", combined(STOM=0.35, STOQ=0.35, STOA=0.30)),
         ("residual_volatility", combined(DASTD=0.74, CMRA=0.16, HSIGMA=0.10)))}
     cube = winsorize(orthogonalize(size**3, [size], members, root), members)
     residual = orthogonalize(filled["residual_volatility"], [filled["beta"], size], members, root)
-    made = {"size": size, "beta": scaled(filled["beta"]), "momentum": scaled(filled["momentum"]), "residual_volatility": scaled(residual),
-            "nonlinear_size": scaled(orthogonalize(cube, [size], members, root)), "liquidity": scaled(filled["liquidity"])}
+    made = {"size": size, "beta": scaled(filled["beta"]), "momentum": scaled(filled["momentum"]),
+            "residual_volatility": scaled(residual), "nonlinear_size": scaled(orthogonalize(cube, [size], members, root)),
+            "liquidity": scaled(filled["liquidity"])}
     return {name: value.where(cap > 0) for name, value in made.items()}
 
 
 # ---- factor returns -------------------------------------------------------------------------------------------------------------
 class Exposed:
-    """What days are regressed on: `style [t, n, k]`, `group [t, n]` (-1: none), `present [t, n]`, factor names; arrays of the frames."""
+    """What days are regressed on: `style [t, n, k]`, `group [t, n]` (-1: none) of the industries `names` (None: those of the days),
+    `present [t, n]`; the arrays of the frames."""
 
-    def __init__(self, styles: dict[str, Frame], returns: Frame, cap: Frame, members: Frame, industry: Frame):
-        self.days, self.codes, self.style = cap.index, cap.columns, np.stack([frame.to_numpy() for frame in styles.values()], axis=2)
-        codes, names = pd.factorize(industry.to_numpy().ravel(), sort=True)
-        self.group, self.industries = codes.reshape(cap.shape), len(names)
+    def __init__(self, styles: dict[str, Frame], returns: Frame, cap: Frame, members: Frame, industry: Frame, names=None):
+        self.days, self.codes = cap.index, cap.columns
+        self.style = np.stack([frame.to_numpy() for frame in styles.values()], axis=2)
+        kinds = pd.Categorical(industry.to_numpy().ravel(), names)
+        self.names, self.group, self.industries = kinds.categories, kinds.codes.reshape(cap.shape).astype(int), len(kinds.categories)
         self.returns, self.cap, self.members = returns.to_numpy(), cap.to_numpy(), (members & (cap > 0)).to_numpy()
         known = np.isfinite(self.style)
         self.there = known.any(axis=1)
         self.present = (known | ~self.there[:, None]).all(axis=2) & (self.cap > 0) & self.there.any(axis=1)[:, None]
-        self.factors = ["country", *(f"industry:{name:g}" for name in names), *styles]
+        self.factors = ["country", *(f"industry:{name:g}" for name in self.names), *styles]
 
     def design(self, t: int, rows: np.ndarray) -> np.ndarray:
         """Exposures ``[m, 1 + industries + k]``."""
@@ -187,19 +193,21 @@ class Exposed:
         return out
 
     def in_force(self, factor_return: np.ndarray) -> np.ndarray:
-        """Factors of each day, bool ``[t, k]``: industries with a stock or a return, styles that are known."""
+        """Factors of each day, bool ``[t, k]``: industries with a stock, styles that are known, and what has a return."""
         day, stock = np.nonzero(self.present & (self.group >= 0))
         count = np.bincount(day * self.industries + self.group[day, stock], minlength=len(self.days) * self.industries)
-        earned = np.isfinite(factor_return[:, 1:1 + self.industries])
-        return np.hstack([np.ones((len(self.days), 1), bool), (count.reshape(earned.shape) > 0) | earned, self.there])
+        stocks = count.reshape(len(self.days), self.industries) > 0
+        return np.hstack([np.ones((len(self.days), 1), bool), stocks, self.there]) | np.isfinite(factor_return)
 
 
-def least_squares(exposure: np.ndarray, values: np.ndarray, weight: np.ndarray | None, constraint: np.ndarray) -> np.ndarray | None:
+def least_squares(exposure: np.ndarray, values: np.ndarray, weight: np.ndarray | None,
+                  constraint: np.ndarray) -> np.ndarray | None:
     """Coefficients ``[k]`` under ``constraint @ f = 0``, by the normal equations; None where they have no solution."""
     scaled = exposure if weight is None else exposure * weight[:, None]
     squared, mixed = scaled.T @ exposure, scaled.T @ values
     unit = np.diag(squared).mean()
-    whole = np.block([[squared / unit, constraint[:, None]], [constraint[None, :], np.zeros((1, 1))]]) if constraint.any() else squared / unit
+    whole, side = squared / unit, constraint[:, None]
+    whole = np.block([[whole, side], [side.T, np.zeros((1, 1))]]) if constraint.any() else whole
     try:
         return np.linalg.solve(whole, np.append(mixed / unit, 0.0)[:len(whole)])[:len(mixed)]
     except np.linalg.LinAlgError:
@@ -245,59 +253,27 @@ def regressions(exposed: Exposed) -> Regressions:
                        pd.Series(r_squared, exposed.days))
 
 
-def grouped_regressions(exposed: Exposed) -> Regressions:
-    """`regressions` as one writes them on a long frame: groupby the day, dummies of the industries, numpy's least squares."""
-    known = exposed.present[:-1] & np.isfinite(exposed.returns[1:])
-    day, stock = np.nonzero(known)
-    style = {name: exposed.style[day, stock, k] for k, name in enumerate(exposed.factors[1 + exposed.industries:])}
-    frame = Frame({"day": day + 1, "stock": stock, "y": exposed.returns[day + 1, stock], "cap": exposed.cap[day, stock],
-                   "industry": exposed.group[day, stock], "fit": exposed.members[day, stock] & (exposed.group[day, stock] >= 0), **style})
-    factor_return, residual = np.full((len(exposed.days), len(exposed.factors)), np.nan), np.full(exposed.cap.shape, np.nan)
-    r_squared = np.full(len(exposed.days), np.nan)
-
-    def one(part: Frame) -> None:
-        t, fit = part.name, part["fit"].to_numpy()
-        there = [name for name in style if part[name].notna().any()]
-        dummies = pd.get_dummies(part["industry"], dtype=float)
-        dummies = dummies[[code for code in dummies if code >= 0 and dummies.loc[fit, code].any()]]
-        if fit.sum() <= 1 + dummies.shape[1] + len(there):
-            return
-        x, y, cap = np.column_stack([np.ones(len(part)), dummies, part[there]]), part["y"].to_numpy(), part["cap"].to_numpy()
-        root = np.sqrt(np.sqrt(cap[fit]))
-        found = np.linalg.lstsq(x[fit] * root[:, None], y[fit] * root, rcond=None)[0]
-        count, industries = dummies[fit].sum(), slice(1, 1 + dummies.shape[1])
-        shift = (cap[fit] @ dummies[fit].to_numpy()) @ found[industries] / cap[fit].sum()
-        found[0], found[industries] = found[0] + shift, found[industries] - shift                  # the industries' caps sum to 0
-        factor_return[t, [0, *(1 + code for code in dummies), *(exposed.factors.index(name) for name in there)]] = found
-        left, weight = y - x @ found, np.sqrt(cap[fit])
-        r_squared[t] = 1 - weight @ left[fit] ** 2 / (weight @ (y[fit] - weight @ y[fit] / weight.sum()) ** 2)
-        alone = fit & part["industry"].map(count).eq(1).to_numpy()
-        held = part["industry"].isin(dummies.columns).to_numpy() | (part["industry"] < 0).to_numpy()
-        residual[t, part["stock"]] = np.where(held & ~alone, left, np.nan)
-
-    frame.groupby("day").apply(one)
-    residual[~exposed.present] = np.nan
-    return Regressions(Frame(factor_return, exposed.days, exposed.factors), Frame(residual, exposed.days, exposed.codes),
-                       pd.Series(r_squared, exposed.days))
-
-
 # ---- covariances ----------------------------------------------------------------------------------------------------------------
 def bartlett(lags: int) -> list[tuple[int, float]]:
     """(lag, weight) of Newey-West."""
     return [(lag, 1 - lag / (lags + 1)) for lag in range(1, lags + 1)]
 
 
+def ewm_mean(values: Frame | pd.Series, half_life: float) -> Frame | pd.Series:
+    """Weighted mean of all days so far."""
+    return values.ewm(halflife=half_life).mean()
+
+
 def factor_variances(returns: Frame, options: CovarianceOptions) -> tuple[Frame, np.ndarray]:
     """Variances (day x factor), NaN before there are enough days, and the regime's squared multiplier by day."""
-    ewm = lambda frame, half_life: frame.ewm(halflife=half_life).mean()  # noqa: E731
-    plain = total = ewm(returns**2, options.volatility_half_life)
+    plain = total = ewm_mean(returns**2, options.volatility_half_life)
     for lag, share in bartlett(options.volatility_lags):
-        total = total + 2 * share * ewm(returns * returns.shift(lag), options.volatility_half_life).fillna(0.0)
+        total = total + 2 * share * ewm_mean(returns * returns.shift(lag), options.volatility_half_life).fillna(0.0)
     variance = np.maximum(total, 0.25 * plain).where(returns.notna().cumsum() >= options.least)
     if options.regime_half_life is None:
         return variance, np.ones(len(returns))
     daily = (returns**2 / variance.shift(1)).mean(axis=1)
-    return variance, ewm(daily, options.regime_half_life).fillna(1.0).to_numpy()
+    return variance, ewm_mean(daily, options.regime_half_life).fillna(1.0).to_numpy()
 
 
 def correlations(returns: Frame, options: CovarianceOptions, wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -305,7 +281,7 @@ def correlations(returns: Frame, options: CovarianceOptions, wanted: np.ndarray)
     x, size = returns.to_numpy(), returns.shape[1]
 
     def products(a: np.ndarray, b: np.ndarray, left: np.ndarray) -> np.ndarray:
-        return Frame(left[:, a] * x[:, b]).ewm(halflife=options.correlation_half_life).mean().to_numpy()[wanted]
+        return ewm_mean(Frame(left[:, a] * x[:, b]), options.correlation_half_life).to_numpy()[wanted]
 
     a, b = np.triu_indices(size)
     plain = np.empty((len(wanted), size, size))
@@ -318,7 +294,7 @@ def correlations(returns: Frame, options: CovarianceOptions, wanted: np.ndarray)
 
 
 def factor_covariances(returns: Frame, in_force: np.ndarray, wanted: np.ndarray, options: CovarianceOptions) -> dict[int, tuple]:
-    """Row -> (positions of the factors in force, covariance ``[k', k']``); days with the same factors in force are worked on together.
+    """Row -> (positions of the factors in force, covariance ``[k', k']``); days with the same factors are worked on together.
 
     Args:
         returns: day x factor from the first day on. in_force: bool ``[w, k]`` of the days `wanted`, which are rows of `returns`.
@@ -398,11 +374,13 @@ def risk_days(exposed: Exposed, past: Regressions, wanted: np.ndarray, options: 
     """Day -> (factor names, factor covariance, positions of the stocks, specific variances).
 
     Args:
-        exposed: days that end with those of `past`. past: `factor_return` from the first day on, `residual` of the last days at least.
+        exposed: days that end with those of `past`. past: `factor_return` from the first day on, `residual` of the last days.
         wanted: rows of `exposed`.
     """
     if options.eigen_simulations:
         raise ValueError("the peer has no eigenvalue adjustment")
+    if list(past.factor_return) != exposed.factors:
+        raise ValueError(f"the history has other factors than the days: {set(past.factor_return) ^ set(exposed.factors)}")
     days, wanted = len(exposed.days), np.asarray(wanted)
     shift = len(past.factor_return) - days
     earned = past.factor_return.to_numpy()[shift:]

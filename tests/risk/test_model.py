@@ -15,6 +15,7 @@ from qlib_ext.risk.descriptor import STYLES
 from qlib_ext.risk.market import MarketReader
 from qlib_ext.risk.model import FactorRiskModel, RiskOptions, default_folder, load_styles, prepare_snapshots, write_exposures
 from qlib_ext.risk.records import SnapshotRecord
+from qlib_ext.risk.snapshot import style_names
 from qlib_ext.store.snapshots import SnapshotStore
 
 QUIET = {"progress": False}
@@ -53,7 +54,8 @@ def test_every_day_from_the_first_with_a_history(store, built):
     calendar = np.asarray(D.calendar(freq="day"), "datetime64[ns]").astype("datetime64[D]")
     assert len(built.days) == len(calendar) - 42 and built.days[-1] == calendar[-1]
     shot = built.read(calendar[-1])
-    assert [name for name in shot.factors if name in STYLES] == list(STYLES) and built.settings["cap"] == "total_cap"
+    assert style_names(shot.factors) == list(STYLES)
+    assert built.settings["styles"] == list(STYLES) and built.settings["cap"] == "total_cap"
     assert len(shot.instruments) > 70 and (np.sqrt(252 * np.diag(shot.factor_cov)) < 1).all()
     assert 0.1 < np.sqrt(252 * np.median(shot.specific_var)) < 0.8
 
@@ -159,8 +161,9 @@ def test_styles_on_demand_equal_those_of_the_snapshots_and_extras_are_there(stor
     frame, rows = load_styles(start_time="2016-06-01", end_time="2016-06-30")
     day = pd.Timestamp("2016-06-15")
     shot = built.read(day)
-    mine = frame.xs(day, level="datetime").loc[shot.instruments, list(STYLES)].to_numpy()
-    np.testing.assert_array_equal(mine, shot.exposure[:, [shot.factors.index(name) for name in STYLES]].astype(np.float32))
+    known = style_names(shot.factors)
+    mine = frame.xs(day, level="datetime").loc[shot.instruments, known].to_numpy()
+    np.testing.assert_array_equal(mine, shot.exposure[:, [shot.factors.index(name) for name in known]].astype(np.float32))
     assert {"size_squared", "roe", "sue", "volatility_60", "bp"} <= set(frame.columns) and frame["sue"].notna().mean() > 0.5
     assert {row["year"] for row in rows} == {2016} and all(0 <= row["own"] <= 1 for row in rows)
     with pytest.raises(ConfigError, match="no stock has a bar"):
@@ -283,3 +286,143 @@ def test_a_stretch_without_market_values_is_not_weighed_alike(store, monkeypatch
         content["total_cap"] = start + 60, cap[60:]
     early = reader.arrays(0, 50)
     assert np.isnan(early.cap).all() and not early.members.any()
+
+
+# ---- what a store may be like -----------------------------------------------------------------------------------------------------
+@pytest.fixture
+def another(store, tmp_path):
+    """A copy of the store, in use while the test runs."""
+    copy = tmp_path / "another"
+    shutil.copytree(store, copy)
+    small_market.start_qlib(copy)
+    yield copy
+    small_market.start_qlib(store)
+
+
+def rewrite(store, field: str, change, codes="*") -> None:
+    """Change the values of a field's files, in place."""
+    for file in sorted((store / "features").glob(f"{codes}/{field}.day.bin")):
+        content = np.fromfile(file, "<f4")
+        content[1:] = change(content[1:], int(content[0]))
+        content.tofile(file)
+
+
+def test_the_first_month_comes_back_too(store, built, tmp_path):
+    part = copied(built, tmp_path)
+    first = part.files()[0]
+    first.write_bytes(first.read_bytes()[:-50])
+    assert content(prepare_snapshots(part.folder, **QUIET)) == content(built)
+    for file in part.files()[:3]:
+        file.unlink()
+    assert content(prepare_snapshots(part.folder, **QUIET)) == content(built)
+
+
+def test_fields_that_come_or_go_are_other_settings(another, tmp_path):
+    before = RiskOptions().settings()
+    assert before["descriptors"]["earnings_yield"] == ["CETOP", "ETOP"] and "industry" in before["fields"]
+    for field in ("industry", "operating_cash_flow_ttm"):
+        for file in (another / "features").glob(f"*/{field}.day.bin"):
+            file.unlink()
+    after = RiskOptions().settings()
+    assert after["styles"] == before["styles"] and after["descriptors"]["earnings_yield"] == ["ETOP"] and "industry" not in after["fields"]
+    assert default_folder(after) != default_folder(before)
+
+
+def test_a_style_unknown_on_a_day_leaves_later_builds_the_same(another, tmp_path):
+    calendar = np.asarray(D.calendar(freq="day"), "datetime64[ns]").astype("datetime64[D]")
+    hole = int(np.searchsorted(calendar, np.datetime64("2016-08-10")))
+    rewrite(another, "equity", lambda values, start: np.where(np.arange(len(values)) + start == hole, np.nan, values))
+    whole = prepare_snapshots(tmp_path / "whole", **QUIET)
+    k = whole.read(calendar[hole]).factors.index("book_to_price")
+    assert (whole.read(calendar[hole]).exposure[:, k] == 0).all() and np.isfinite(whole.read_day(calendar[hole]).factor_return[k])
+    before = content(whole)
+    for file in whole.files()[-3:]:
+        file.unlink()
+    assert content(prepare_snapshots(whole.folder, **QUIET)) == before
+
+
+def test_a_day_without_any_bar_is_not_missing_for_ever(another, tmp_path, monkeypatch):
+    (another / "qlib_ext_store.json").unlink()                                              # from elsewhere
+    calendar = another / "calendars" / "day.txt"
+    calendar.write_text(calendar.read_text().rstrip("\n") + "\n2017-01-02\n")              # the calendar runs past the last bar
+    small_market.start_qlib(another)
+    made = prepare_snapshots(tmp_path / "risk", **QUIET)
+    assert made.days[-1] == np.datetime64("2016-12-30")
+    monkeypatch.setattr(risk_model, "MarketReader", lambda *a: pytest.fail("read again"))
+    prepare_snapshots(made.folder, **QUIET)
+
+
+def test_one_stock_without_change_or_with_an_infinite_cap_spoils_nothing(another, built, tmp_path):
+    day, codes = built.days[-1], built.read(built.days[-1]).instruments
+    (another / "features" / codes[3].lower() / "change.day.bin").unlink()
+    rewrite(another, "total_cap", lambda values, _: np.r_[values[:-1], np.inf].astype(np.float32), codes[7].lower())
+    made = prepare_snapshots(tmp_path / "risk", **QUIET)
+    one, before = made.read_day(day), built.read_day(day)
+    assert one.snapshot.factors == before.snapshot.factors
+    assert set(before.snapshot.instruments) - set(one.snapshot.instruments) == {codes[7]}  # no market value, no exposures
+    place = one.snapshot.rows([codes[3]])[0]
+    assert one.residual[place] == pytest.approx(before.residual[3], abs=1e-3)               # its returns come from its closes
+    for file in (another / "features").glob("s*/change.day.bin"):
+        if file.parent.name.upper() not in ("SH000300", "SH000905", "SH000852"):
+            file.unlink()
+    assert np.isfinite(MarketReader().arrays(100, 200).fields["returns"]).any()             # indices alone have a change
+
+
+def test_values_go_with_the_whole_company_and_weights_with_the_float(store):
+    reader = MarketReader(cap="float_cap")
+    market = reader.arrays(300, 301)
+    assert market.cap_field == "float_cap" and (market.fields["total_cap"] > 1.01 * market.cap).any()
+    np.testing.assert_array_equal(market.fields["cap"], market.fields["total_cap"])
+    assert "total_cap" not in MarketReader(cap="equal").arrays(300, 301).fields
+
+
+def test_snapshots_of_another_store_are_not_taken(another, built, tmp_path, monkeypatch):
+    rewrite(another, "close", lambda values, _: values * 2)
+    (another / "qlib_ext_store.json").unlink()                                              # now it is from elsewhere
+    small_market.start_qlib(another)
+    with pytest.raises(DataError, match="another past"):
+        FactorRiskModel(str(built.folder)).predict(pd.DataFrame(1.0, [pd.Timestamp(built.days[-1])], built.read(built.days[-1]).instruments))
+    monkeypatch.setenv("QLIB_EXT_HOME", str(tmp_path))
+    said = []
+    monkeypatch.setattr(risk_model.logger, "warning", said.append)
+    first = prepare_snapshots(**QUIET)
+    assert prepare_snapshots(**QUIET).folder == first.folder and not said
+    rewrite(another, "change", lambda values, _: values * 2)                                # same names, same sizes
+    second = prepare_snapshots(**QUIET)
+    assert "made anew" in said.pop() and not np.allclose(second.read(built.days[-1]).specific_var, built.read(built.days[-1]).specific_var,
+                                                         rtol=0.5)
+
+
+def test_an_estimation_universe_of_nobody_and_a_folder_of_other_things_are_named(another, tmp_path):
+    (another / "instruments" / "nobody.txt").write_text("SH999999\t2015-01-05\t2016-12-30\n")
+    with pytest.raises(DataError, match="estimation universe nobody"):
+        prepare_snapshots(tmp_path / "risk", RiskOptions(universe="nobody"), **QUIET)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "thesis.txt").write_text("mine")
+    index = pd.MultiIndex.from_tuples([(pd.Timestamp("2016-01-04"), "SH600001")], names=["datetime", "instrument"])
+    with pytest.raises(ConfigError, match="thesis.txt"):
+        write_exposures(pd.DataFrame({"deep_00": [1.0]}, index=index), tmp_path / "notes", **QUIET)
+    with pytest.raises(ConfigError, match="specific_shrinkage"):
+        RiskOptions(covariance={"specific_shrinkage": float("nan")})
+
+
+def test_the_return_over_a_long_suspension_is_no_daily_one(another, built, tmp_path):
+    """A stock comes back after 60 days 150 % higher: its industry's return and its beta do not notice, its momentum does later."""
+    code = built.read("2016-06-01").instruments[10]
+    calendar = np.asarray(D.calendar(freq="day"), "datetime64[ns]").astype("datetime64[D]")
+    back = int(np.searchsorted(calendar, np.datetime64("2016-08-10")))
+
+    def halted(values, start):
+        values[back - 60 - start:back - start] = np.nan
+        values[back - start] = 1.5
+        return values
+
+    rewrite(another, "change", halted, code.lower())
+    market = MarketReader().arrays(back - 100, back + 5)
+    n = market.codes.tolist().index(code)
+    assert market.fields["returns"][100, n] == np.float32(1.5) and np.isnan(market.fields["daily_returns"][100, n])
+    assert np.isfinite(market.fields["daily_returns"][101, n])
+    made = prepare_snapshots(tmp_path / "risk", **QUIET)
+    day, before = made.read_day(calendar[back]), built.read_day(calendar[back])
+    np.testing.assert_allclose(day.factor_return, before.factor_return, atol=0.004)
+    assert np.isnan(day.residual[day.snapshot.rows([code])[0]])

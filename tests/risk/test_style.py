@@ -18,6 +18,7 @@ def market():
     fields = {"cap": np.exp(draw.normal(22, 1.3, STOCKS)) * np.exp(np.cumsum(draw.normal(0, 0.01, shape), axis=0)),
               "market": draw.normal(0, 0.012, DAYS), "turnover": np.exp(draw.normal(-4, 0.7, shape))}
     fields["returns"] = np.outer(fields["market"], draw.uniform(0.4, 1.6, STOCKS)) + draw.normal(0, 0.02, shape) * draw.uniform(0.5, 2, STOCKS)
+    fields["total_cap"] = fields["cap"].copy()
     slow = lambda scale: np.broadcast_to(fields["cap"][0] * draw.lognormal(0, 0.5, STOCKS) * scale, shape).copy()  # noqa: E731
     fields.update({"equity": slow(0.5), "preferred_equity": np.zeros(shape), "long_term_debt": slow(0.2), "total_debt": slow(0.4),
                    "total_assets": slow(1.2), "net_profit_ttm": slow(0.05) - slow(0.02), "operating_cash_flow_ttm": slow(0.06)})
@@ -25,8 +26,9 @@ def market():
         fields[f"eps_y{year}"], fields[f"sales_y{year}"] = draw.normal(1, 0.3, shape), draw.lognormal(20, 0.2, shape)
     fields["returns"][:250, 7], fields["turnover"][:250, 7] = np.nan, np.nan           # listed late: no momentum, beta on 80 days
     fields["returns"][:315, 8], fields["turnover"][:329, 8] = np.nan, np.nan           # new: nothing of its own but size
-    fields["cap"][:, 9] = np.nan
+    fields["cap"][:, 9], fields["total_cap"][:, 9] = np.nan, np.nan
     fields["returns"][305:327, 10] = np.nan                                            # suspended for a month
+    fields["daily_returns"] = fields["returns"].copy()
     members = draw.random(shape) < 0.9
     industry = np.broadcast_to(draw.integers(0, 4, STOCKS) * 10.0, shape).copy()
     industry[:, 11] = np.nan
@@ -131,11 +133,11 @@ def test_fill_is_the_regression_on_industry_and_size():
 
 
 def test_fewer_fields_give_fewer_styles_and_the_reason(market):
-    fundamentals = [name for name in market[0] if name not in ("cap", "market", "turnover", "returns")]
+    fundamentals = [name for name in market[0] if name not in ("cap", "total_cap", "market", "turnover", "returns", "daily_returns")]
     made = make(market, drop=fundamentals)
     assert made.names == ("size", "beta", "momentum", "residual_volatility", "nonlinear_size", "liquidity")
     assert set(made.missing) == {"book_to_price", "earnings_yield", "growth", "leverage"} and "equity" in made.missing["book_to_price"]
-    bare = style_exposures({k: market[0][k] for k in ("returns", "market")}, np.ones((DAYS, STOCKS)), market[1], first=FIRST)
+    bare = style_exposures({k: market[0][k] for k in ("returns", "daily_returns", "market")}, np.ones((DAYS, STOCKS)), market[1], first=FIRST)
     assert bare.names == ("beta", "momentum", "residual_volatility") and "LNCAP lacks cap" in bare.missing["size"]
     assert np.isfinite(bare.values).all()
     with pytest.raises(DataError, match="no style"):
@@ -183,3 +185,13 @@ def test_inputs_are_not_changed_and_shapes_are_checked(market):
         style_exposures({**fields, "returns": fields["returns"][1:]}, fields["cap"], members, industry)
     with pytest.raises(ShapeError, match="bool"):
         style_exposures(fields, fields["cap"], members.astype(float), industry)
+
+
+def test_a_style_that_few_have_is_left_out_of_the_day(market):
+    fields, members, industry = market
+    few = {**fields, "equity": np.where(np.arange(STOCKS) % 3 == 0, fields["equity"], np.nan)}
+    made = style_exposures(few, fields["cap"], members, industry, ["book_to_price", "beta"], first=FIRST)
+    assert np.isnan(made.values[:, :, 0]).all() and np.isfinite(made.values[:, 0, 1]).all()
+    most = {**fields, "equity": np.where(np.arange(STOCKS) % 3 != 0, fields["equity"], np.nan)}
+    made = style_exposures(most, fields["cap"], members, industry, ["book_to_price"], first=FIRST)
+    assert np.isfinite(made.values[:, 10, 0]).all() and not made.own[:, 0, 0].any()
