@@ -4,10 +4,10 @@
     python scripts/bench/risk.py --store STORE [--rounds 3]                                            # a Qlib store
 
 Every measurement is a process of its own, peers take turns, medians are compared. Each peer makes a small market before, which
-reads (at first: makes) compiled code. `styles`, `regressions` and `covariances` are all days at once; `one more day` is the last day
-alone, given what the days before taught, from the last 527 rows; its numbers are checked against those of all days. Memory is what a
-stage adds at its peak. All peers start from the same arrays in memory: reading a store is printed apart, and belongs to none. pandas
-is faster by a third on styles where its optional bottleneck and numexpr are installed.
+reads (at first: makes) compiled code. `styles`, `regressions` and `covariances` are all days at once; `one more day` is the
+last day alone, given what the days before taught, from the last 527 rows; its numbers are checked against those of all days.
+Memory is what a stage adds at its peak. All peers start from the same arrays in memory: reading a store is printed apart, and
+belongs to none. pandas works on one thread, ours makes styles on all (QLIB_EXT_THREADS=1: on one).
 
 On a busy machine set OPENBLAS_NUM_THREADS=1: threads that wait for each other over small matrices cost more than they save.
 """
@@ -164,7 +164,7 @@ class Pandas:
 
 
 def grouped_regressions(exposed: peer.Exposed) -> peer.Regressions:
-    """`risk_pandas.regressions` as one writes them on a long frame: groupby the day, dummies of the industries, numpy's `lstsq`."""
+    """`risk_pandas.regressions` as one writes them on a long frame: groupby the day, dummies of the industries, `lstsq`."""
     known = exposed.present[:-1] & np.isfinite(exposed.returns[1:])
     day, stock = np.nonzero(known)
     style = {name: exposed.style[day, stock, k] for k, name in enumerate(exposed.factors[1 + exposed.industries:])}

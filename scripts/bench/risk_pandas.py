@@ -170,16 +170,16 @@ def style_exposures(returns: Frame, daily_returns: Frame, turnover: Frame, cap: 
 
 # ---- factor returns -------------------------------------------------------------------------------------------------------------
 class Exposed:
-    """What days are regressed on: `style [t, n, k]`, `group [t, n]` (-1: none) of the industries `names` (None: those of the days),
+    """What days are regressed on: `style [t, n, k]`, `group [t, n]` (-1: none) of the industries `names` (None: the days'),
     `present [t, n]`; the arrays of the frames."""
 
     def __init__(self, styles: dict[str, Frame], returns: Frame, cap: Frame, members: Frame, industry: Frame, names=None):
         self.days, self.codes = cap.index, cap.columns
         self.style = np.stack([frame.to_numpy() for frame in styles.values()], axis=2)
         kinds = pd.Categorical(industry.to_numpy().ravel(), names)
-        self.names, self.group, self.industries = kinds.categories, kinds.codes.reshape(cap.shape).astype(int), len(kinds.categories)
-        self.returns, self.cap, self.members = returns.to_numpy(), cap.to_numpy(), (members & (cap > 0)).to_numpy()
-        known = np.isfinite(self.style)
+        self.names, self.group = kinds.categories, kinds.codes.reshape(cap.shape).astype(int)
+        self.industries, self.members = len(self.names), (members & (cap > 0)).to_numpy()
+        self.returns, self.cap, known = returns.to_numpy(), cap.to_numpy(), np.isfinite(self.style)
         self.there = known.any(axis=1)
         self.present = (known | ~self.there[:, None]).all(axis=2) & (self.cap > 0) & self.there.any(axis=1)[:, None]
         self.factors = ["country", *(f"industry:{name:g}" for name in self.names), *styles]

@@ -12,7 +12,8 @@ from qlib_ext.risk.estimate import risk_days
 pytestmark = pytest.mark.filterwarnings("ignore:All-NaN slice")
 BENCH = Path(__file__).resolve().parents[2] / "scripts" / "bench"
 OPTIONS = {"defaults": CovarianceOptions(),
-           "lags": CovarianceOptions(volatility_lags=5, correlation_lags=2, specific_lags=3, regime_half_life=None, specific_window=120)}
+           "lags": CovarianceOptions(volatility_lags=5, correlation_lags=2, specific_lags=3, regime_half_life=None,
+                                     specific_window=120)}
 """Without the first, half of the peer's covariance would not be looked at: the defaults have no lags."""
 
 
@@ -58,7 +59,7 @@ def test_exposures_and_factor_returns(market, made, name):
     assert tuple(peer.exposed.factors) == tuple(ours.exposed.factors)
     np.testing.assert_allclose(peer.exposed.style, ours.exposed.style, rtol=0, atol=1e-6)              # NaN at the same places
     for k, style in enumerate(ours.exposed.styles):
-        assert 1e-3 < np.nanstd(ours.exposed.style[-1, :, k]) < 10, style                               # there is something to compare
+        assert 1e-3 < np.nanstd(ours.exposed.style[-1, :, k]) < 10, style          # there is something to compare
     np.testing.assert_allclose(peer.learnt.factor_return, ours.learnt.factor_return, rtol=0, atol=1e-8)
     np.testing.assert_allclose(peer.learnt.residual, ours.learnt.residual, rtol=0, atol=1e-7)           # ours are float32
     np.testing.assert_allclose(peer.learnt.r_squared, ours.learnt.r_squared, rtol=0, atol=1e-6)
@@ -73,7 +74,8 @@ def test_covariances_and_specific_variances(bench, made, options):
     chosen, count = OPTIONS[options], len(ours.market.days)
     theirs = bench.peer.risk_days(peer.exposed, peer.learnt, np.arange(count), chosen)
     days = list(risk_days(ours.exposed, ours.learnt, None, range(count), chosen))
-    assert [day.snapshot.date for day in days] == [day.to_datetime64().astype("datetime64[D]") for day in theirs] and len(days) > 500
+    assert len(days) > 500
+    assert [day.snapshot.date for day in days] == [day.to_datetime64().astype("datetime64[D]") for day in theirs]
     for day, (factors, matrix, held, specific) in zip(days, theirs.values()):
         assert list(day.snapshot.factors) == factors and (day.snapshot.instruments == ours.market.codes[held]).all()
         scale = np.abs(day.snapshot.factor_cov).max()
@@ -92,4 +94,4 @@ def test_one_more_day_has_the_numbers_of_all_days(bench, made, market, name):
     returns = market.fields["daily_returns"] * np.r_[np.ones(599), 2.0][:, None]
     changed = replace(market, fields={**market.fields, "daily_returns": returns})
     other = runner.one_day(bench.tail(changed, bench.TAIL), runner.history())
-    assert bench.differences(runner.numbers(), runner.numbers(other))["factor returns"] > 0.1           # and would show a difference
+    assert bench.differences(runner.numbers(), runner.numbers(other))["factor returns"] > 0.1     # and would show a difference
