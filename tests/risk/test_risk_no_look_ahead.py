@@ -84,7 +84,7 @@ def test_nothing_up_to_t_changes_and_everything_after_does(folder):
         assert set(day for day in days if day > KNOWN) == set(differ), kind
 
 
-@pytest.mark.parametrize("leak", ["market", "exposure"])
+@pytest.mark.parametrize("leak", ["market", pytest.param("exposure", marks=pytest.mark.slow)])
 def test_a_planted_leak_is_caught(folder, leak):
     true, corrupted = hashes(folder, "true", leak), hashes(folder, "corrupted", leak)
     assert any(true["snapshot"][day] != corrupted["snapshot"][day] for day in true["snapshot"] if day <= KNOWN)
