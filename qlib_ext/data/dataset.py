@@ -9,7 +9,6 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 from qlib.config import C
-from qlib.data import D
 from qlib.data.dataset import DatasetH
 from qlib.data.dataset.handler import DataHandlerLP
 from qlib.log import get_module_logger
@@ -19,7 +18,7 @@ from qlib_ext.data.leaks import feature_faults, processor_faults, refuse
 from qlib_ext.data.panel import MISSING_ROWS, Block, Panel
 from qlib_ext.data.segments import SPARE_DAYS, label_offset, segment_positions, trim_segments
 from qlib_ext.data.threads import run
-from qlib_ext.data.universe import universe_grid, universe_mask
+from qlib_ext.data.universe import trading_calendar, universe_grid, universe_mask
 from qlib_ext.errors import ConfigError, DataError, ExtError
 from qlib_ext.store.metadata import check_store, fingerprint
 
@@ -77,7 +76,7 @@ class PanelDatasetH(DatasetH):
         self.asked_segments = dict(segments)
         trimmed = self._trim(handler, self.asked_segments)
         if universe is not None:
-            universe_grid(_calendar()[:1], np.array([], dtype=str), universe)
+            universe_grid(trading_calendar()[:1], np.array([], dtype=str), universe)
         super().__init__(handler=handler, segments=trimmed, fetch_kwargs=fetch_kwargs or {})
         if not loaded:
             handler.setup_data()
@@ -124,7 +123,7 @@ class PanelDatasetH(DatasetH):
 
     # ---- segments ---------------------------------------------------------------------------------------------------------
     def _trim(self, handler, segments: dict) -> dict[str, tuple[pd.Timestamp, pd.Timestamp]]:
-        calendar = _calendar()
+        calendar = trading_calendar()
         needed = _label_offset_of(handler)
         if needed is None and self.embargo == "auto":
             raise ConfigError(f"the label expression of {type(handler).__name__} cannot be read: give the dataset `embargo: <trading days>`")
@@ -190,7 +189,7 @@ class _RowIndex:
         index = index.remove_unused_levels()
         level, codes = index.levels[index.names.index("datetime")], index.codes[index.names.index("datetime")]
         days = level.values.astype("datetime64[D]")
-        calendar = _calendar()
+        calendar = trading_calendar()
         self.days = calendar[(calendar >= days.min()) & (calendar <= days.max())]
         place = np.searchsorted(self.days, days)
         stock = index.names.index("instrument")
@@ -230,7 +229,7 @@ def _place(wanted: np.ndarray, ordered: np.ndarray) -> np.ndarray:
 
 def _loaded_span(name: str, pair, days: np.ndarray) -> tuple[int, int]:
     """(first, last + 1) of a segment among the loaded days; a few days may lack at either end, where nobody traded."""
-    calendar = _calendar()
+    calendar = trading_calendar()
     asked = segment_positions({name: pair}, calendar)[name]
     loaded = np.searchsorted(calendar, days[[0, -1]])
     if max(loaded[0] - asked[0], asked[1] - loaded[1]) > SPARE_DAYS:
@@ -296,7 +295,7 @@ def _check_labels_untouched(inferred: np.ndarray, raw: np.ndarray, handler) -> N
 
 def _check_fit_spans(handler, loaders: dict, segments: dict) -> None:
     """Nothing may be fitted on days of a segment that follows ``train``."""
-    calendar = _calendar()
+    calendar = trading_calendar()
     positions = segment_positions(segments, calendar)
     if "train" not in positions:
         return
@@ -355,10 +354,6 @@ def _expressions(handler, group: str) -> list[str] | None:
 def _label_offset_of(handler) -> int | None:
     expressions = _expressions(handler, "label")
     return None if expressions is None else label_offset(expressions)
-
-
-def _calendar() -> np.ndarray:
-    return np.asarray(D.calendar(freq="day"), dtype="datetime64[ns]").astype("datetime64[D]")
 
 
 def _plain(options: dict) -> dict:

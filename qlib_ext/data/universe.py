@@ -25,6 +25,11 @@ def list_universes() -> List[str]:
     return sorted(path.stem for path in (Path(C.dpm.get_data_uri("day")) / "instruments").glob("*.txt"))
 
 
+def trading_calendar() -> np.ndarray:
+    """Trading days of the store in use, datetime64[D], ascending."""
+    return np.asarray(D.calendar(freq="day"), dtype="datetime64[ns]").astype("datetime64[D]")
+
+
 def read_spans(file: Path) -> pd.DataFrame:
     """Rows of an instruments file: columns code, start, end (datetime64, both days included).
 

@@ -14,7 +14,7 @@ from qlib_ext.data.loader import FittedColumns
 from qlib_ext.data.universe import member_spans, universe_grid
 from qlib_ext.errors import ConfigError, DataError, ExtError
 from qlib_ext.factors.winner_style import STATISTICS, WINDOWS, check_quantile, winner_style, winner_style_names
-from qlib_ext.risk.market import INDEX
+from qlib_ext.risk.market import INDEX, LISTED_DAYS
 from qlib_ext.store.snapshots import SnapshotStore
 
 PRESETS = {
@@ -24,7 +24,6 @@ PRESETS = {
     "index_universes": (WINDOWS, ("winner_mean",), ("csi300", "csi500", "csi1000")),
 }
 """Windows, statistics and universes by name; with 10, 24, 20 and 10 styles each gives 120 columns."""
-LISTED_DAYS = 120
 _LIMIT = 1e-4  # a close this near to its limit is at it: prices have 24 bits and are rounded to a cent
 
 

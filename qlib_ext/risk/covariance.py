@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numbers
 from dataclasses import dataclass, fields
-from typing import Iterator, Mapping
+from typing import Callable, Iterator, Mapping
 
 import numpy as np
 
@@ -83,14 +83,8 @@ class FactorCovariance:
         x, mask = known(self.returns)
         self._x, self._mask = x, mask
         decay = 0.5 ** (1 / options.volatility_half_life)
-        plain = _ratio(_decayed(x * x, decay), _decayed(mask, decay))
-        total = plain.copy()
-        for lag, share in _bartlett(options.volatility_lags):
-            product, both = np.zeros_like(x), np.zeros_like(x)
-            product[lag:], both[lag:] = x[lag:] * x[:-lag], mask[lag:] * mask[:-lag]
-            total += 2 * share * np.nan_to_num(_ratio(_decayed(product, decay), _decayed(both, decay)))
-        count = mask.cumsum(axis=0)
-        self.variance = np.where(count >= options.least, np.maximum(total, FLOOR * plain), np.nan)
+        variance = _corrected(x, mask, options.volatility_lags, lambda values: _decayed(values, decay))
+        self.variance = np.where(mask.cumsum(axis=0) >= options.least, variance, np.nan)
         self.regime = self._regime()
 
     def _regime(self) -> np.ndarray:
@@ -204,15 +198,10 @@ def specific_variances(residual: np.ndarray, options: CovarianceOptions, origin:
     x, mask = known(residual)
     window, half_life = options.specific_window, options.specific_half_life
     weigh = lambda values: weighted_sum(values, window, half_life, origin)[first:]  # noqa: E731
-    plain = _ratio(weigh(x * x), weigh(mask))
-    total = plain.copy()
-    for lag, share in _bartlett(options.specific_lags):
-        product, both = np.zeros_like(x), np.zeros_like(x)
-        product[lag:], both[lag:] = x[lag:] * x[:-lag], mask[lag:] * mask[:-lag]
-        total += 2 * share * np.nan_to_num(_ratio(weigh(product), weigh(both)))
+    variance = _corrected(x, mask, options.specific_lags, weigh)
     count = weighted_sum(mask, window, np.inf, origin)[first:]
-    there = enough(mask, window, options.least, origin)[first:] & (plain > 0)
-    return np.where(there, np.maximum(total, FLOOR * plain), np.nan), np.rint(count)
+    there = enough(mask, window, options.least, origin)[first:] & (variance > 0)
+    return np.where(there, variance, np.nan), np.rint(count)
 
 
 def specific_forecast(variance: np.ndarray, count: np.ndarray, style: np.ndarray, group: np.ndarray, industries: int, cap: np.ndarray,
@@ -261,6 +250,21 @@ def _shrunk(volatility: np.ndarray, cap: np.ndarray, strength: float) -> np.ndar
     spread = np.sqrt(np.bincount(decile, away**2) / np.bincount(decile))[decile]
     pull = strength * away / np.where(spread > 0, spread + strength * away, 1.0)
     return pull * mean[decile] + (1 - pull) * volatility
+
+
+def _corrected(x: np.ndarray, mask: np.ndarray, lags: int, weigh: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """Weighted mean squares with Newey-West's correction, from below limited by `FLOOR`.
+
+    Args:
+        x, mask: ``[t, n]`` of `known`. weigh: weighted sums over the past of each row.
+    """
+    plain = _ratio(weigh(x * x), weigh(mask))
+    total = plain.copy()
+    for lag, share in _bartlett(lags):
+        product, both = np.zeros_like(x), np.zeros_like(x)
+        product[lag:], both[lag:] = x[lag:] * x[:-lag], mask[lag:] * mask[:-lag]
+        total += 2 * share * np.nan_to_num(_ratio(weigh(product), weigh(both)))
+    return np.maximum(total, FLOOR * plain)
 
 
 def _bartlett(lags: int) -> list[tuple[int, float]]:

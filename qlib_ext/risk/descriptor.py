@@ -149,8 +149,9 @@ class Descriptor:
     """A descriptor of a style: its weight, the fields it needs (names of `Fields`), and its function of (fields, origin).
 
     Fields besides those of a store: `returns` since the last day traded, `daily_returns`, the same without those over long suspensions
-    (what momentum and range have to hold would spoil volatilities and betas), `turnover`, `market` ``[t]``, and `cap`, the total market value or, where there is none,
-    that of the float: good for size, while values and debts of the whole company go with `total_cap` alone. A function that gives several arrays is
+    (what momentum and range have to hold would spoil volatilities and betas), `turnover`, `market` ``[t]``, and `cap`, the total
+    market value or, where there is none, that of the float: good for size, while values and debts of the whole company go with
+    `total_cap` alone. A function that gives several arrays is
     shared by descriptors, which take a `part` each.
     """
 

@@ -14,7 +14,7 @@ from qlib.data import D
 from qlib.log import get_module_logger
 
 from qlib_ext.data.field_reader import FieldReader
-from qlib_ext.data.universe import universe_grid
+from qlib_ext.data.universe import trading_calendar, universe_grid
 from qlib_ext.errors import ConfigError, DataError
 from qlib_ext.risk.descriptor import DESCRIPTORS, EXTRAS, earnings_surprise
 from qlib_ext.store.feature_files import feature_file, read_field
@@ -120,7 +120,7 @@ class MarketReader:
             raise DataError("the risk model needs returns: the store has neither field `change` nor `close`; ingest the tables with "
                             "`python -m qlib_ext.store ingest`")
         self.cap_field, self.universe, self.extras = choose_cap(cap, fields), universe, extras
-        self.calendar = np.asarray(D.calendar(freq="day"), dtype="datetime64[ns]").astype("datetime64[D]")
+        self.calendar = trading_calendar()
         spans = {code: [(self.calendar[0], self.calendar[-1])] for code in stock_codes()}
         needed = {name for one in (*DESCRIPTORS, *(EXTRAS if extras else ())) for name in one.needs} | set(_BASIC)
         unused = ({"turnover"} if "float_shares" in fields else set()) | {"close"}

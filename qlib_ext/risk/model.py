@@ -13,12 +13,12 @@ from typing import Iterator, Sequence
 import numpy as np
 import pandas as pd
 from qlib.config import C
-from qlib.data import D
 from qlib.log import get_module_logger
 from qlib.model.riskmodel import RiskModel
 from tqdm import tqdm
 
 from qlib_ext.data.threads import run
+from qlib_ext.data.universe import trading_calendar
 from qlib_ext.errors import ConfigError, DataError
 from qlib_ext.home import home
 from qlib_ext.jit import source_digest
@@ -104,7 +104,7 @@ def prepare_snapshots(folder: str | Path | None = None, options: RiskOptions = R
     Args:
         folder: where they are kept; None: `default_folder`.
         overwrite: begin anew. The default folder is begun anew by itself, with a warning, where the store's past has changed (a store
-            from elsewhere: where the name or the size of a file has).
+            from elsewhere: where the name, the size or the time of a file has).
         thorough: read every stored file whole, to make those anew whose contents have changed.
 
     Raises:
@@ -113,7 +113,7 @@ def prepare_snapshots(folder: str | Path | None = None, options: RiskOptions = R
     """
     settings = options.settings()
     named, folder = folder is not None, default_folder(settings) if folder is None else Path(folder).expanduser()
-    store, calendar = SnapshotStore(folder), _calendar()
+    store, calendar = SnapshotStore(folder), trading_calendar()
     if not overwrite and not _of_the_same_past(folder):
         said = f"the snapshots in {folder} were made of another past than that of store {C.dpm.get_data_uri('day')}"
         if named:
@@ -148,10 +148,6 @@ def open_snapshots(folder: str | Path) -> SnapshotStore:
         raise DataError(f"the snapshots in {store.folder} were made of another past than that of store {C.dpm.get_data_uri('day')}: make them "
                         "anew, or name another folder")
     return store
-
-
-def _calendar() -> np.ndarray:
-    return np.asarray(D.calendar(freq="day"), dtype="datetime64[ns]").astype("datetime64[D]")
 
 
 def _past(until: str) -> str:
@@ -318,7 +314,7 @@ def write_exposures(frame: pd.DataFrame, folder: str | Path, options: RiskOption
     """
     if not len(frame) or not all(kind.kind == "f" for kind in frame.dtypes):
         raise DataError(f"exposures must be a frame of floats by (datetime, instrument) with rows; got {frame.shape}, {set(frame.dtypes)}")
-    calendar, folder = _calendar(), Path(folder).expanduser()
+    calendar, folder = trading_calendar(), Path(folder).expanduser()
     others = [] if not folder.exists() else [name for name in os.listdir(folder) if not name.endswith(".parquet") and name not in (".lock", MADE_OF)]
     if others or (folder.exists() and not folder.is_dir()):
         raise ConfigError(f"{folder} holds something else than snapshots ({', '.join(sorted(others)[:3])}): name another folder")

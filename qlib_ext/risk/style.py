@@ -4,7 +4,8 @@ Per day, on the estimation universe (other stocks get values by the same numbers
 
 1. each descriptor is cut at median +- 3 robust deviations, then scaled to cap-weighted mean 0 and equally weighted deviation 1;
 2. a style is the sum of its descriptors by weight, the weights renormalised over those a stock has, and scaled again;
-3. a style that less than half of the members have is unknown on the day; else, where a stock has none of them, the style is what its industry and its size would suggest (`fill`);
+3. a style that less than half of the members have is unknown on the day; else, where a stock has none of them, the style is what its
+   industry and its size would suggest (`fill`);
 4. residual volatility is made orthogonal to beta and size, the cube of size and its square to size, by least squares with the
    regression's weights, the square root of cap; every style is scaled once more.
 
