@@ -23,3 +23,7 @@ class NotFittedError(ExtError, RuntimeError):
 
 class InfeasibleError(ExtError, RuntimeError):
     """An optimisation problem has no solution under the constraints that may not be relaxed."""
+
+
+class SolverError(ExtError, RuntimeError):
+    """A solver ended without an answer that can be verified."""

@@ -1,0 +1,415 @@
+"""Solving a `Program`: straight to Clarabel with few columns and a proof, and through cvxpy word for word.
+
+An answer counts only when its weights keep all limits and its `Prices` prove, in plain numpy and over all stocks, that nothing better
+exists (`Program.bound`). A program without weights counts as infeasible only when prices prove that too.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import clarabel
+import cvxpy
+import numpy as np
+from scipy import sparse
+
+from qlib_ext.errors import SolverError
+from qlib_ext.portfolio.program import DAYS_A_YEAR, Bound, Prices, Program
+
+GAP, VIOLATION = 2e-6, 1e-8
+"""What an answer may be short of the best (relative), and overstep a limit by."""
+SCREEN_FROM, SCREEN_NAMES, SCREEN_ROUNDS = 150, 40, 6
+ROUGH_FROM, ROUGH, FINE = 2000, 1e-3, 1e-8
+
+
+@dataclass
+class Answer:
+    """Weights ``[n]`` (None: there are none that keep all limits), their prices, who found them, and the relative gap that was proved."""
+
+    weights: np.ndarray | None
+    prices: Prices
+    solver: str
+    gap: float = 0.0
+    columns: int = 0
+
+
+def solve(program: Program, solver: str = "auto") -> Answer:
+    """The best weights of a program, or a proof that there are none.
+
+    `solver`: ``clarabel`` (screened, then whole), ``cvxpy``, or ``auto``: the first, and the second where that fails.
+
+    Raises:
+        SolverError: no solver gave an answer that can be verified.
+    """
+    ways = {"auto": (_screened, _whole, _impossible, _cvxpy), "clarabel": (_screened, _whole, _impossible), "cvxpy": (_cvxpy, _impossible)}[solver]
+    faults = []
+    for way in ways:
+        answer = way(program)
+        if isinstance(answer, Answer):
+            return answer
+        faults.append(f"{way.__name__.strip('_')}: {answer}")
+    raise SolverError(f"{program.case.day}: no solver gave weights that can be verified ({'; '.join(faults)}): look for limits or covariances "
+                      "of very different sizes among the inputs")
+
+
+def verified(program: Program, weights: np.ndarray, prices: Prices, solver: str, columns: int) -> Answer | str:
+    """An `Answer`, or why it is none."""
+    over = program.violations(weights)
+    worst = max(over, key=over.get)
+    if over[worst] > VIOLATION:
+        return f"{worst} overstepped by {over[worst]:.1e}"
+    gap = relative_gap(program, weights, program.bound(prices, weights).value)
+    return Answer(weights, prices, solver, gap, columns) if gap <= GAP else f"gap {gap:.1e}"
+
+
+def relative_gap(program: Program, weights: np.ndarray, bound: float) -> float:
+    """How far the objective may be from the best, relative to it (where it is near 0: to a hundredth of the largest alpha)."""
+    value = program.objective(weights)
+    return max(bound - value, 0.0) / max(abs(value), 0.01 * np.abs(program.alpha).max(initial=0.0), 1e-12)
+
+
+# ---- Clarabel -------------------------------------------------------------------------------------------------------------------
+def _whole(program: Program) -> Answer | str:
+    return _solve_columns(program, program.low < program.high).answer
+
+
+def least_turnover(program: Program) -> Program:
+    """The same limits but that of turnover, and turnover as what is minimised."""
+    least = _without_objective(program)
+    least.turnover, least.buy_cost, least.sell_cost = None, np.full(len(program.alpha), 0.5), np.full(len(program.alpha), 0.5)
+    return least
+
+
+def _least_risk(program: Program) -> Program:
+    """The same limits but that of tracking error, and the active variance as what is minimised."""
+    least = _without_objective(program)
+    least.tracking, least.risk_aversion = None, 1.0
+    return least
+
+
+def _without_objective(program: Program) -> Program:
+    bare, zeros = copy.copy(program), np.zeros(len(program.alpha))
+    bare.alpha, bare.buy_cost, bare.sell_cost, bare.risk_aversion, bare.pull = zeros, zeros, zeros, 0.0, 0.0
+    return bare
+
+
+def _impossible(program: Program) -> Answer | str:
+    """A proof that there are no weights where Clarabel's own is too rough: the least turnover, or tracking error, that all other limits
+    allow is above the limit."""
+    for limit, least, measure in ((program.turnover, least_turnover, lambda f: -f), (program.tracking, _least_risk, lambda f: np.sqrt(max(-f, 0)))):
+        if limit is not None:
+            found = _whole(least(program))
+            if isinstance(found, Answer) and (found.weights is None or
+                                              measure(least(program).bound(found.prices, found.weights).value) > limit + VIOLATION):
+                return Answer(None, found.prices, "clarabel", columns=len(program.alpha))
+    return "not proved to be infeasible"
+
+
+def _screened(program: Program) -> Answer | str:
+    """The program on few columns, the others at their lower limits; prices then say which of these would have improved it, until none does.
+
+    Among many names a rough solve finds prices first, by which the columns are chosen.
+    """
+    free, held = program.low < program.high, program.case.current > program.low
+    if np.count_nonzero(free) <= SCREEN_FROM:
+        return "few columns"
+    chosen = free & held | _promising(program, free, held)
+    if np.count_nonzero(free) > ROUGH_FROM:
+        found = _solve_columns(program, chosen, ROUGH)
+        if found.bound is None:
+            return "no rough weights"
+        chosen = _by_prices(program, free, found, SCREEN_NAMES)
+    for _ in range(SCREEN_ROUNDS):
+        if np.count_nonzero(chosen) > 0.8 * np.count_nonzero(free):
+            return "most columns needed"
+        found = _solve_columns(program, chosen)
+        if isinstance(found.answer, Answer) or found.bound is None or not found.bound.missed[free & ~chosen].any():
+            return found.answer
+        chosen = _by_prices(program, free, found, SCREEN_NAMES // 2) | free & (found.bound.missed > 0)
+    return "too many rounds"
+
+
+def _by_prices(program: Program, free: np.ndarray, found: _Found, more: int) -> np.ndarray:
+    """What was bought, and as many of the others as are worth most at the prices found."""
+    bought = free & (found.weights > program.low + 1e-5)
+    edge = np.where(free & ~bought, found.bound.edge, np.inf)
+    return bought | free & ~bought & (edge <= np.partition(edge, min(more, len(edge) - 1))[min(more, len(edge) - 1)])
+
+
+def _promising(program: Program, free: np.ndarray, held: np.ndarray) -> np.ndarray:
+    """A first guess of who might be bought, the best by three scores: alpha, alpha less what exposures explain of it, and alpha less the
+    price of risk times what the stock adds to the current book's. That price is what makes alphas of the held fit their limits best."""
+    case, news = program.case, free & ~held
+    traded = 1.0 if program.turnover is None else min(program.turnover, 1.0)
+    count = min(SCREEN_NAMES + int(traded / max(np.median(program.high[free]), 1e-4)), 600, np.count_nonzero(news))
+    if not count:
+        return news
+    scores, columns = [program.alpha], np.column_stack([np.ones(len(free)), program.dense])
+    inside = free | (case.benchmark > 0)
+    scores.append(program.alpha - columns @ np.linalg.lstsq(columns[inside], program.alpha[inside], rcond=None)[0])
+    if program.tracking is not None and held.any():
+        risk = program.risk_gradient(case.current - case.benchmark)
+        group = program.group[held][:, None] == np.arange(len(program.names) - program.dense.shape[1])
+        fit = np.linalg.lstsq(np.column_stack([columns[held], group, risk[held]]), program.alpha[held], rcond=None)[0]
+        scores.append(program.alpha - max(fit[-1], 0.0) * risk)
+    chosen = np.zeros(len(free), bool)
+    for score in scores:
+        chosen[np.argpartition(-np.where(news, score, -np.inf), count - 1)[:count]] = True
+    return chosen & news
+
+
+class _Rows:
+    """Entries of a sparse matrix, block by block; every block's right side goes into `right`."""
+
+    def __init__(self):
+        self.row, self.column, self.value, self.right, self.count = [], [], [], [], 0
+
+    def add(self, right: np.ndarray, *entries: tuple) -> slice:
+        """A block of rows ``right - sum of entries in its cone``; entries are (row in the block, column, value), broadcast."""
+        for row, column, value in entries:
+            row, column, value = np.broadcast_arrays(np.asarray(row) + self.count, column, value)
+            self.row.append(row.ravel())
+            self.column.append(column.ravel())
+            self.value.append(value.ravel())
+        self.right.append(np.atleast_1d(right))
+        self.count += len(self.right[-1])
+        return slice(self.count - len(self.right[-1]), self.count)
+
+    def matrix(self, columns: int) -> sparse.csc_matrix:
+        join = np.concatenate
+        return sparse.csc_matrix((join(self.value), (join(self.row), join(self.column))), shape=(self.count, columns))
+
+
+@dataclass
+class _Found:
+    """An answer or what is wrong with it; the weights and their bound, None where none were found."""
+
+    answer: Answer | str
+    weights: np.ndarray | None = None
+    bound: Bound | None = None
+
+
+def _solve_columns(program: Program, chosen: np.ndarray, tolerance: float = FINE) -> _Found:
+    """The program with weights that are not `chosen [n]` at their lower limits; a rough tolerance gives prices, and no answer."""
+    case = program.case
+    place = np.flatnonzero(chosen)
+    rest = np.where(chosen, 0.0, program.low) - case.benchmark           # active weights of what is not chosen; of the chosen less w
+    low, high, w0 = program.low[place], program.high[place], case.current[place]
+    names = np.arange(len(place))
+    costly = (program.buy_cost + program.sell_cost).any()
+    trades = costly or program.turnover is not None
+    both = np.flatnonzero((w0 > low) & (w0 < high)) if trades else np.empty(0, int)    # others only buy, or only sell
+    used = np.flatnonzero(np.isfinite(program.band_low) | np.isfinite(program.band_high) | np.isin(np.arange(len(program.names)), program.risky))
+    b, y = len(place) + np.arange(len(both)), len(place) + len(both) + np.arange(len(used))
+    width, c0 = len(place) + len(both) + len(used), program.dense.shape[1]
+    rows, marks = _Rows(), {}
+    dense = used[used < c0]
+    entries = [(np.arange(len(dense))[:, None], names[None], -program.dense[np.ix_(place, dense)].T), (np.arange(len(used)), y, 1.0)]
+    if len(used) > len(dense):
+        row_of = np.full(len(program.names) + 1, -1)
+        row_of[used] = np.arange(len(used))
+        mine = np.flatnonzero(program.group[place] >= 0)
+        entries.append((row_of[c0 + program.group[place][mine]], mine, -1.0))
+    rows.add(program.exposures(rest)[used], *entries)
+    rest_total = rest.sum() + case.benchmark.sum()
+    equal = program.invested[0] == program.invested[1]
+    if equal:
+        marks["invested"] = rows.add(program.invested[1] - rest_total, (0, names, 1.0))
+    zeros = rows.count
+    marks["low"] = rows.add(-low, (names, names, -1.0))
+    marks["high"] = rows.add(high, (names, names, 1.0))
+    if not equal:
+        marks["invested"] = rows.add(program.invested[1] - rest_total, (0, names, 1.0))
+        marks["uninvested"] = rows.add(rest_total - program.invested[0], (0, names, -1.0))
+    buying, constant = np.where(w0 <= low, 1.0, 0.0), -w0[w0 <= low].sum()
+    if len(both):
+        rows.add(np.zeros(len(both)), (np.arange(len(both)), b, -1.0))
+        rows.add(w0[both], (np.arange(len(both)), both, 1.0), (np.arange(len(both)), b, -1.0))
+    fixed = np.where(chosen, 0.0, program.low - case.current)
+    if program.turnover is not None:                      # buys - (sum w - sum w0) / 2, fixed trades apart
+        right = program.turnover - np.abs(fixed).sum() / 2 - constant - w0.sum() / 2
+        marks["turnover"] = rows.add(right, (0, names, buying - 0.5), (0, b, 1.0))
+    for mark, side, sign in (("upper", program.band_high, 1.0), ("lower", program.band_low, -1.0)):
+        at = np.flatnonzero(np.isfinite(side[used]))
+        marks[mark] = rows.add(sign * side[used][at], (np.arange(len(at)), y[at], sign))
+    nonneg, cones = rows.count - zeros, []
+    if program.tracking is not None:
+        marks["cone"], kept = _add_cone(program, rows, place, rest, y[np.searchsorted(used, program.risky)])
+        cones = [clarabel.SecondOrderConeT(rows.count - zeros - nonneg)]
+    square, linear = _objective(program, place, both, y[np.searchsorted(used, program.risky)], width, buying)
+    scale = np.abs(linear).max() or 1.0
+    result = _clarabel(square / scale, linear / scale, rows.matrix(width), np.concatenate(rows.right),
+                       [clarabel.ZeroConeT(zeros), clarabel.NonnegativeConeT(nonneg), *cones], tolerance)
+    status, z = str(result.status), np.array(result.z) * scale
+    prices = Prices(float(z[marks["invested"]][0] - (z[marks["uninvested"]][0] if not equal else 0.0)), np.zeros(len(program.names)))
+    for mark, side, sign in (("upper", program.band_high, 1.0), ("lower", program.band_low, -1.0)):
+        prices.bands[used[np.isfinite(side[used])]] += sign * z[marks[mark]]
+    if "turnover" in marks:
+        prices.turnover = max(float(z[marks["turnover"]][0]), 0.0)
+    if "cone" in marks:
+        prices.tracking, prices.cone = _cone_price(program, z[marks["cone"]], place, rest, kept)
+    if status in ("Solved", "AlmostSolved", "InsufficientProgress", "MaxIterations"):
+        weights = program.low.copy()
+        weights[place] = np.array(result.x)[:len(place)]
+        if tolerance == ROUGH:
+            return _Found("rough", weights, program.bound(prices, np.clip(weights, program.low, program.high)))
+        weights = polish(program, weights, prices)
+        return _Found(verified(program, weights, prices, "clarabel", len(place)), weights, program.bound(prices, weights))
+    if status == "PrimalInfeasible" and np.array_equal(chosen, program.low < program.high):
+        proved = program.bound(prices, None).value < 0
+        return _Found(Answer(None, prices, "clarabel", columns=len(place)) if proved else "infeasible without a proof")
+    return _Found(status)
+
+
+def _add_cone(program: Program, rows: _Rows, place: np.ndarray, rest: np.ndarray, y: np.ndarray) -> tuple[slice, float]:
+    """Rows ``(1, R'y, sd d, what is fixed) / limit``; also the fixed part."""
+    unit = np.sqrt(DAYS_A_YEAR) / program.tracking
+    deviation = np.sqrt(program.case.specific_var)
+    others = np.ones(len(rest), bool)
+    others[place] = False
+    fixed = float(np.sqrt(np.sum((deviation * rest)[others] ** 2)))
+    k = program.root.shape[1]
+    at, factor = np.nonzero(program.root.T)
+    names = np.arange(len(place))
+    right = np.concatenate([[1.0], np.zeros(k), unit * (deviation * rest)[place], [unit * fixed]])
+    mark = rows.add(right, (1 + at, y[factor], -unit * program.root.T[at, factor]), (1 + k + names, names, -unit * deviation[place]))
+    return mark, fixed
+
+
+def _cone_price(program: Program, z: np.ndarray, place: np.ndarray, rest: np.ndarray, fixed: float) -> tuple[float, tuple]:
+    """Price of the tracking cone, and its vector on factors and on all stocks: what is fixed shares the price of its row in proportion."""
+    k, stocks = program.root.shape[1], np.zeros(len(rest))
+    if fixed > 0:
+        stocks = z[-1] * np.sqrt(program.case.specific_var) * rest / fixed
+    stocks[place] = z[1 + k:-1]
+    size = max(z[0], np.linalg.norm(z[1:]))                # in the cone, whatever rounding says
+    return float(size) / program.tracking, (-z[1:1 + k] / program.tracking, -stocks / program.tracking)
+
+
+def _objective(program: Program, place: np.ndarray, both: np.ndarray, y: np.ndarray, width: int, buying: np.ndarray):
+    """Quadratic (upper half) and linear part of what is minimised."""
+    case, n = program.case, len(place)
+    cost = program.buy_cost + program.sell_cost
+    linear = np.zeros(width)
+    linear[:n] = -program.alpha[place] - program.pull * program.anchor[place] + cost[place] * buying - program.sell_cost[place]
+    linear[n:n + len(both)] = cost[place][both]
+    row, column, value = [np.arange(n)], [np.arange(n)], [np.full(n, program.pull)]
+    if program.risk_aversion:
+        scale = 2 * program.risk_aversion * DAYS_A_YEAR
+        value[0] = value[0] + scale * case.specific_var[place]
+        linear[:n] -= scale * case.specific_var[place] * case.benchmark[place]
+        i, j = np.triu_indices(len(y))
+        row, column, value = [*row, y[i]], [*column, y[j]], [*value, scale * program.factor_cov[i, j]]
+    square = sparse.csc_matrix((np.concatenate(value), (np.concatenate(row), np.concatenate(column))), shape=(width, width))
+    return square, linear
+
+
+def _clarabel(square, linear, matrix, right, cones, tolerance):
+    settings = clarabel.DefaultSettings()
+    settings.tol_gap_abs = settings.tol_gap_rel = settings.tol_feas = tolerance
+    settings.verbose = False
+    settings.max_threads = 1
+    settings.presolve_enable = False
+    return clarabel.DefaultSolver(square, linear, matrix, right, cones, settings).solve()
+
+
+def polish(program: Program, weights: np.ndarray, prices: Prices) -> np.ndarray:
+    """Weights that a solver left a hair away from their limits, put on them; the others moved by least squares so that sums and active
+    limits hold to rounding. Returned as they were where that makes anything worse."""
+    case = program.case
+    low, high = program.low, program.high
+    near = 1e-6 * np.maximum(high - low, 1e-3)
+    before = np.clip(weights, low, high)
+    kept = np.where(before - low < near, low, np.where(high - before < near, high, before))
+    kept = np.where(np.abs(kept - case.current) < near, np.clip(case.current, low, high), kept)
+    inside = (kept > low) & (kept < high) & (kept != case.current)
+    best, worst = before, max(program.violations(before).values())
+    for _ in range(3):
+        if not inside.any():
+            break
+        rows, gaps = _active_rows(program, kept, prices)
+        rows = rows[:, inside]
+        step = np.linalg.lstsq(rows @ rows.T, gaps, rcond=1e-13)[0] @ rows
+        kept = kept.copy()
+        kept[inside] += step
+        out = (kept < low) | (kept > high)
+        kept = np.clip(kept, low, high)
+        inside &= ~out
+        found = max(program.violations(kept).values())
+        if found < worst:
+            best, worst = kept, found
+        if worst < 1e-12:
+            break
+    return best
+
+
+def _active_rows(program: Program, weights: np.ndarray, prices: Prices) -> tuple[np.ndarray, np.ndarray]:
+    """Gradients ``[a, n]`` of the limits that bind, and how far the weights are from them ``[a]``."""
+    case = program.case
+    active, total = weights - case.benchmark, weights.sum()
+    exposure, rows, gaps = program.exposures(active), [], []
+
+    def bind(row: np.ndarray, value: float, low: float, high: float, price: float) -> None:
+        limit = high if price > 0 or value > high else low
+        if np.isfinite(limit) and (low == high or value > high or value < low or abs(value - limit) < 1e-6 * max(abs(limit), 1.0)):
+            rows.append(row)
+            gaps.append(limit - value)
+
+    bind(np.ones(len(weights)), total, *program.invested, prices.invested)
+    unit = np.zeros(len(program.names))
+    for k in np.flatnonzero(np.isfinite(program.band_low) | np.isfinite(program.band_high)):
+        unit[k] = 1.0
+        bind(program.spread(unit), exposure[k], program.band_low[k], program.band_high[k], prices.bands[k])
+        unit[k] = 0.0
+    if program.turnover is not None:
+        bind(np.sign(weights - case.current) / 2, program.one_way(weights), -np.inf, program.turnover, 1.0)
+    if program.tracking is not None:
+        risk = program.active_risk(active)
+        if risk > 0:
+            bind(DAYS_A_YEAR * program.risk_gradient(active) / risk, risk, -np.inf, program.tracking, 1.0)
+    return np.array(rows), np.array(gaps)
+
+
+# ---- cvxpy ----------------------------------------------------------------------------------------------------------------------
+def _cvxpy(program: Program) -> Answer | str:
+    """The module's formulas word for word."""
+    case = program.case
+    w = cvxpy.Variable(len(case.alpha))
+    d, trade = w - case.benchmark, w - case.current
+    columns = [program.dense, sparse.csr_matrix(program.group[:, None] == np.arange(len(program.names) - program.dense.shape[1]))]
+    matrix = sparse.hstack(columns).tocsr() if len(program.names) else None
+    limits = {"low": w >= program.low, "high": w <= program.high, "invested": cvxpy.sum(w) <= program.invested[1],
+              "uninvested": cvxpy.sum(w) >= program.invested[0]}
+    upper, lower = np.flatnonzero(np.isfinite(program.band_high)), np.flatnonzero(np.isfinite(program.band_low))
+    if len(upper):
+        limits["upper"] = matrix[:, upper].T @ d <= program.band_high[upper]
+    if len(lower):
+        limits["lower"] = matrix[:, lower].T @ d >= program.band_low[lower]
+    if program.turnover is not None:
+        limits["turnover"] = 0.5 * cvxpy.norm1(trade) <= program.turnover
+    deviation = np.sqrt(case.specific_var)
+    value = case.alpha @ w - program.buy_cost @ cvxpy.pos(trade) - program.sell_cost @ cvxpy.pos(-trade)
+    value -= program.pull / 2 * cvxpy.sum_squares(w - program.anchor)
+    if program.needs_risk:
+        risk = cvxpy.hstack([program.root.T @ (matrix[:, program.risky].T @ d), cvxpy.multiply(deviation, d)])
+        if program.tracking is not None:
+            limits["tracking"] = np.sqrt(DAYS_A_YEAR) / program.tracking * cvxpy.norm(risk) <= 1
+        if program.risk_aversion:
+            value -= program.risk_aversion * DAYS_A_YEAR * cvxpy.sum_squares(risk)
+    problem = cvxpy.Problem(cvxpy.Maximize(value), list(limits.values()))
+    try:
+        problem.solve(solver=cvxpy.CLARABEL)
+    except (cvxpy.error.SolverError, ValueError) as error:
+        return str(error).split("\n")[0]
+    if w.value is None:
+        return problem.status
+    price = {name: np.asarray(limit.dual_value, dtype=float) for name, limit in limits.items()}
+    prices = Prices(float(price["invested"] - price["uninvested"]), np.zeros(len(program.names)), float(price.get("turnover", 0.0)))
+    if len(upper):
+        prices.bands[upper] += price["upper"]
+    if len(lower):
+        prices.bands[lower] -= price["lower"]
+    if program.tracking is not None:
+        prices.tracking = float(price["tracking"]) / program.tracking
+    return verified(program, polish(program, w.value, prices), prices, "cvxpy", len(case.alpha))
