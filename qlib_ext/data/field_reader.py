@@ -78,6 +78,16 @@ class FieldReader:
         found = self.content[code].values()
         return min(start for start, _ in found), max(start + len(values) for start, values in found)
 
+    def lay(self, name: str, codes: list[str]) -> np.ndarray:
+        """A field on the days of the span, float64 ``[t, n]``; NaN where a stock has no value."""
+        laid = np.full((len(codes), self.stop - self.first), np.nan)
+        for row, code in zip(laid, codes):
+            start, values = self.content.get(code, {}).get(name, (0, ()))
+            low, high = max(start, self.first), min(start + len(values), self.stop)
+            if low < high:
+                row[low - self.first:high - self.first] = values[low - start:high - start]
+        return np.ascontiguousarray(laid.T)
+
     def rows(self, stop: int | None = None) -> Rows:
         """The stock-days inside the spans, from each stock's first bar to its last one; `stop` replaces the end of the span.
 

@@ -154,7 +154,8 @@ class MemberShare(Constraint):
 
 
 class TrackingError(Constraint):
-    """``sqrt(252 d' (X F X' + D) d) <= limit``: forecast tracking error a year, from the factor form of the risk model."""
+    """``sqrt(252 d' (X F X' + D) d) <= limit``: forecast tracking error a year, from the factor form of the risk model. A limit below
+    a millionth counts as a millionth."""
 
     name = "tracking_error"
 
@@ -162,7 +163,7 @@ class TrackingError(Constraint):
         self.limit = _number("tracking_error: limit", limit)
 
     def apply(self, program: Program, factor: float = 1.0) -> None:
-        program.tracking = self.limit * factor
+        program.tracking = max(self.limit * factor, 1e-6)
 
 
 class Turnover(Constraint):

@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 
 from qlib_ext.errors import ConfigError, DataError, InfeasibleError, ShapeError
-from qlib_ext.portfolio.constraint import FAMILIES, check_missing, make_constraints
+from qlib_ext.portfolio.constraint import FAMILIES, Style, check_missing, make_constraints
 from qlib_ext.portfolio.preset import preset_constraints
-from qlib_ext.portfolio.program import Case, Program
+from qlib_ext.portfolio.program import DAYS_A_YEAR, Case, Program
 from qlib_ext.portfolio.solver import Answer, least_turnover, relative_gap, solve
 from qlib_ext.risk.snapshot import COUNTRY, RiskSnapshot
 
@@ -38,7 +38,7 @@ class Solution:
         objective: in units of the alpha. gap: proved distance from the best, relative (with `minimum_position` or `minimum_trade`: what
             rounding cost). violation: the largest overstepping of any limit in force.
         tracking_error: forecast a year. turnover: one way. cost: fraction of the account, from the costs given.
-        exposures: frame by column: active exposure, low, high (of the limits in force), price.
+        columns: factor, extra or further column -> (active exposure, low, high, price) of the limits in force; `exposures` as a frame.
         active: limits that bind and what one unit more of each would add to the objective.
         relaxed: family -> factor of its widths; turnover: the limit it took. slack: by how much the limits as given are overstepped.
         notes: what was done to the input (stocks without alpha or risk, benchmark sum, missing styles, scale, locks, stocks over the cap).
@@ -57,11 +57,16 @@ class Solution:
     tracking_error: float
     turnover: float
     cost: float
-    exposures: pd.DataFrame
+    columns: dict[str, tuple[float, float, float, float]]
     active: dict[str, float]
     relaxed: dict[str, float] = field(default_factory=dict)
     slack: dict[str, float] = field(default_factory=dict)
     notes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def exposures(self) -> pd.DataFrame:
+        """Active exposures, their limits (infinite where free) and the limits' prices, a row a column of the program or the risk model."""
+        return pd.DataFrame.from_dict(self.columns, orient="index", columns=["exposure", "low", "high", "price"])
 
     @property
     def held(self) -> dict[str, float]:
@@ -111,8 +116,8 @@ class IndexEnhancer:
         self.missing_styles, self.standardize, self.solver = missing_styles, standardize, solver
         self.risk_aversion, self.cost_aversion, self.pull = risk_aversion, cost_aversion, pull
 
-    def solve(self, alpha, risk: RiskSnapshot, benchmark, current=None, *, no_buy=None, no_sell=None, cost=(0.0, 0.0), members=None,
-              extras: Mapping[str, Any] | None = None, scale: float = 1.0, day: str | None = None) -> Solution:
+    def solve(self, alpha, risk: RiskSnapshot, benchmark, current=None, *, no_buy=None, no_sell=None, sell_all=None, cost=(0.0, 0.0),
+              members=None, extras: Mapping[str, Any] | None = None, scale: float = 1.0, day: str | None = None) -> Solution:
         """The best weights of one rebalance.
 
         Inputs by stock are pandas Series (aligned here: all stocks with a benchmark weight, a holding, or an alpha and exposures), or
@@ -123,6 +128,7 @@ class IndexEnhancer:
             risk: of the day; a stock that it does not know is not bought, and counts with style 0 and a high specific risk.
             benchmark: weights that sum to 1 within a tenth (they are scaled to 1). current: the book's weights; None or zeros: none yet.
             no_buy, no_sell: bool; suspended is both, limit-up and blacklist are no_buy, limit-down is no_sell.
+            sell_all: bool; stocks that must go (those of no_sell stay).
             cost: (buying, selling) fractions, numbers or by stock. members: bool, for `member_share`; None: a benchmark weight above 0.
             extras: further style columns by name. scale: how many times larger the real index is than this store's.
 
@@ -130,7 +136,8 @@ class IndexEnhancer:
             ShapeError, DataError: unusable input, named. InfeasibleError: no weights keep all limits, and the ladder is at its end.
             SolverError: no solver's answer could be verified.
         """
-        case, notes = _align(self.standardize, alpha, risk, benchmark, current, no_buy, no_sell, cost, members, extras or {}, scale, day)
+        case, notes = _align(self.standardize, alpha, risk, benchmark, current, no_buy, no_sell, sell_all, cost, members, extras or {}, scale,
+                             day)
         absent = check_missing(self.constraints, case, self.missing_styles)
         if absent:
             notes["missing_styles"] = absent
@@ -147,10 +154,14 @@ class IndexEnhancer:
             solution.slack = {name: value for name, value in overstepped.items() if value > 1e-7}
         return solution
 
+    def style_names(self) -> list[str]:
+        """Styles that its bands name; those that a risk model does not hold are asked for as `extras`."""
+        return [name for one in self.constraints if isinstance(one, Style) for name in one.widths]
+
     def _program(self, case: Case, relaxed: Mapping[str, float], turnover: float | None = None) -> Program:
         """The program with some families' widths multiplied, and another limit of turnover where one is given."""
-        spread = 1.0 if self.standardize else max(float(np.abs(case.alpha).max(initial=0.0)), 1e-300)
-        program = Program(case, self.risk_aversion, self.cost_aversion, self.pull * spread)
+        unit = 1.0 if self.standardize else float(np.abs(case.alpha).max(initial=0.0)) or 1.0
+        program = Program(case, self.risk_aversion, self.cost_aversion, self.pull * unit, unit)
         for one in self.constraints:
             one.apply(program, 1.0 if one.name == "turnover" else relaxed.get(one.name, 1.0))
         program.turnover = program.turnover if turnover is None else turnover
@@ -201,7 +212,7 @@ class IndexEnhancer:
                 notes["smaller_than_minimum"] = left
         trade = weights - case.current
         bands = np.broadcast_to(answer.prices.bands, len(program.names))
-        exposures = _exposures(program, weights, dict(zip(program.names, bands)))
+        exposures = _exposures(program, weights, bands)
         notes.update(locked=int((case.no_buy & case.no_sell).sum()), no_buy=int(case.no_buy.sum()), no_sell=int(case.no_sell.sum()))
         if program.over.any():
             notes["over_cap"] = {str(name): round(float(weights[n]), 8) for n, name in zip(np.flatnonzero(program.over), case.instruments[program.over])
@@ -225,13 +236,13 @@ def _rung(one: Mapping[str, float | None]) -> tuple[str, float | None]:
 
 
 # ---- input ----------------------------------------------------------------------------------------------------------------------
-def _align(standardize: bool, alpha, risk: RiskSnapshot, benchmark, current, no_buy, no_sell, cost, members, extras, scale,
+def _align(standardize: bool, alpha, risk: RiskSnapshot, benchmark, current, no_buy, no_sell, sell_all, cost, members, extras, scale,
            day) -> tuple[Case, dict[str, Any]]:
     """Everything in one order; and what was done to it."""
     day, names = str(risk.date) if day is None else str(day), risk.instruments
     if not np.isfinite(scale) or scale < 1:
         raise ConfigError(f"scale must be a number from 1 up, got {scale!r}")
-    given = {"alpha": alpha, "benchmark": benchmark, "current": current, "no_buy": no_buy, "no_sell": no_sell, "members": members,
+    given = {"alpha": alpha, "benchmark": benchmark, "current": current, "no_buy": no_buy, "no_sell": no_sell, "sell_all": sell_all, "members": members,
              "cost": cost[0], "cost of selling": cost[1], **{f"extras: {name}": values for name, values in extras.items()}}
     series = {name: values for name, values in given.items() if isinstance(values, pd.Series)}
     for name, values in series.items():
@@ -289,7 +300,7 @@ def _align(standardize: bool, alpha, risk: RiskSnapshot, benchmark, current, no_
         columns[name] = np.where(np.isfinite(values), values, 0.0)
     case = Case(day, names, score, weights / total, held, exposure, risk.factors, risk.factor_cov, specific,
                 take("no_buy", False, bool) | unscored | unknown, take("no_sell", False, bool),
-                weights > 0 if members is None else take("members", False, bool), take("cost", 0.0), take("cost of selling", 0.0), columns, float(scale))
+                weights > 0 if members is None else take("members", False, bool), take("cost", 0.0), take("cost of selling", 0.0), take("sell_all", False, bool), columns, float(scale))
     for name, values in (("cost", case.buy_cost), ("cost of selling", case.sell_cost)):
         if not np.isfinite(values).all() or (values < 0).any():
             raise DataError(f"{day}: {name} holds values below 0 or not finite")
@@ -413,17 +424,14 @@ def _allowed(program: Program, weights: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 # ---- report ---------------------------------------------------------------------------------------------------------------------
-def _exposures(program: Program, weights: np.ndarray, prices: dict[str, float]) -> pd.DataFrame:
+def _exposures(program: Program, weights: np.ndarray, prices: np.ndarray) -> dict[str, tuple[float, float, float, float]]:
     """Active exposure of every factor, extra and further column, with its limits and price."""
     case, active = program.case, weights - program.case.benchmark
-    found = dict(zip(case.factors, active @ case.exposure))
-    found.update({name: float(active @ values) for name, values in case.extras.items()})
-    found.update(zip(program.names, program.exposures(active)))
-    place = {name: k for k, name in enumerate(program.names)}
-    side = lambda values, name, free: float(values[place[name]]) if name in place else free  # noqa: E731
-    return pd.DataFrame({"exposure": found, "low": {name: side(program.band_low, name, -np.inf) for name in found},
-                         "high": {name: side(program.band_high, name, np.inf) for name in found},
-                         "price": {name: float(prices.get(name, 0.0)) for name in found}})
+    found = {name: (value, -np.inf, np.inf, 0.0) for name, value in zip(case.factors, (active @ case.exposure).tolist())}
+    found.update({name: (float(active @ values), -np.inf, np.inf, 0.0) for name, values in case.extras.items()})
+    rows = np.column_stack([program.exposures(active), program.band_low, program.band_high, prices]).tolist()
+    found.update({name: tuple(row) for name, row in zip(program.names, rows)})
+    return found
 
 
 def _active(program: Program, answer: Answer) -> dict[str, float]:
@@ -433,3 +441,52 @@ def _active(program: Program, answer: Answer) -> dict[str, float]:
     found.update(turnover=prices.turnover, tracking_error=prices.tracking)
     least = 1e-5 * max(np.abs(program.alpha).max(initial=0.0), 1e-300)
     return {name: float(price) for name, price in found.items() if price > least}
+
+
+# ---- in place of Qlib's ---------------------------------------------------------------------------------------------------------------
+class EnhancedIndexingOptimizer:
+    """Qlib's optimiser of the same name, call for call: ``max d'r - lamb (d'F cov_b F'd + var_u'd^2)`` with ``d = w - wb``.
+
+    Beyond Qlib's: it always solves (or raises), keeps the turnover limit, and cuts small weights without breaking the limits.
+
+    Args:
+        lamb: risk aversion, per daily variance. delta: two-way turnover ``sum |w - w0|``; None: no limit. b_dev: active weight; None: free.
+        f_dev: active factor exposure, one number or one a factor; None: free. scale_return: as in Qlib, r gets the cross-section's mean
+            volatility. epsilon: no weight between 0 and this. solver_kwargs: not used (there is no choice to make).
+        ladder: as in `IndexEnhancer`; by default none: a problem without a solution is an error.
+
+    Raises:
+        ConfigError: numbers out of range.
+    """
+
+    def __init__(self, lamb: float = 1, delta: float | None = 0.2, b_dev: float | None = 0.01, f_dev=None, scale_return: bool = True,
+                 epsilon: float = 5e-5, solver_kwargs: Mapping[str, Any] | None = None, ladder=None):
+        self.lamb, self.f_dev, self.scale_return = lamb, f_dev, scale_return
+        self.limits = {"turnover": None if delta is None else delta / 2, "active_weight": b_dev, "minimum_position": epsilon or None}
+        self.ladder = ladder
+        self._enhancer(0 if f_dev is None else np.size(f_dev))
+
+    def _enhancer(self, factors: int) -> IndexEnhancer:
+        widths = {} if self.f_dev is None else {f"f{k}": float(width) for k, width in enumerate(np.broadcast_to(self.f_dev, factors))}
+        return IndexEnhancer(constraints={**self.limits, "style": widths or None}, ladder=self.ladder, standardize=False,
+                             risk_aversion=self.lamb / DAYS_A_YEAR, pull=0.0)
+
+    def __call__(self, r, F, cov_b, var_u, w0, wb, mfh=None, mfs=None) -> np.ndarray:
+        """Weights ``[n]``. Arguments as Qlib's: r, var_u, w0, wb ``[n]``, F ``[n, k]``, cov_b ``[k, k]``, bool masks: mfh must be held as it is,
+        mfs must be sold (which goes before mfh).
+
+        Raises:
+            ShapeError, DataError: unusable arrays. InfeasibleError: no weights keep all limits. SolverError.
+        """
+        r, F, cov_b, var_u, w0, wb = (np.asarray(one, dtype=np.float64) for one in (r, F, cov_b, var_u, w0, wb))
+        names = np.array([f"{place:06d}" for place in range(len(r))])
+        risk = RiskSnapshot(np.datetime64("1970-01-01"), names, [f"f{k}" for k in range(F.shape[1])], F, cov_b, var_u)
+        if self.scale_return:
+            if not r.std() > 0:
+                raise DataError("all expected returns are equal: there is nothing to scale (scale_return: false takes them as they are)")
+            r = r / r.std() * np.sqrt(np.mean(np.einsum("nk,kl,nl->n", F, cov_b, F) + var_u))
+        hold, out = (np.zeros(len(r), bool) if one is None else np.asarray(one, dtype=bool) for one in (mfh, mfs))
+        hold = hold & ~out
+        enhancer = self._enhancer(F.shape[1])
+        solution = enhancer.solve(r, risk, wb, w0, no_buy=hold, no_sell=hold, sell_all=out)
+        return solution.weights

@@ -27,7 +27,7 @@ class Case:
     Args:
         day: of the decision. alpha: ``[n]`` finite. benchmark, current: weights ``[n]`` >= 0; the benchmark sums to 1.
         exposure ``[n, k]``, factors ``[k]``, factor_cov ``[k, k]``, specific_var ``[n]``: the risk of daily returns.
-        extras: further style columns ``[n]`` by name. no_buy, no_sell, members: bool ``[n]``.
+        extras: further style columns ``[n]`` by name. no_buy, no_sell, members, sell_all: bool ``[n]``.
         buy_cost, sell_cost: ``[n]`` fractions of the value traded. scale: how much absolute caps grow.
     """
 
@@ -45,6 +45,7 @@ class Case:
     members: np.ndarray
     buy_cost: np.ndarray
     sell_cost: np.ndarray
+    sell_all: np.ndarray | None = None
     extras: dict[str, np.ndarray] = field(default_factory=dict)
     scale: float = 1.0
 
@@ -91,11 +92,12 @@ class Program:
 
     Args:
         case: the rebalance. risk_aversion: per annual active variance. cost_aversion: times the cases' costs. pull: see the module; the
-            anchor is the current book, or the benchmark where there is none.
+            anchor is the current book, or the benchmark where there is none. unit: size of an alpha that matters; None: the largest.
     """
 
-    def __init__(self, case: Case, risk_aversion: float = 0.0, cost_aversion: float = 0.0, pull: float = 0.0):
+    def __init__(self, case: Case, risk_aversion: float = 0.0, cost_aversion: float = 0.0, pull: float = 0.0, unit: float | None = None):
         n = len(case.alpha)
+        self.unit = max(float(np.abs(case.alpha).max(initial=0.0)), 1e-12) if unit is None else unit
         self.case, self.risk_aversion, self.pull = case, risk_aversion, pull
         self.alpha, self.buy_cost, self.sell_cost = case.alpha, cost_aversion * case.buy_cost, cost_aversion * case.sell_cost
         self.anchor = case.current if case.current.any() else case.benchmark
@@ -128,6 +130,8 @@ class Program:
         any cap; one that cannot be bought stays below, under any floor. What is over its cap is not bought, whatever a floor says.
         """
         case = self.case
+        if case.sell_all is not None:
+            self.high = np.where(case.sell_all, 0.0, self.high)
         self.limit = self.high
         self.over = (case.current > self.high) & (self.high > 0)
         self.high = np.where(self.over, case.current, self.limit)
@@ -210,7 +214,7 @@ class Program:
         return float(np.abs(weights - self.case.current).sum() / 2)
 
     def violations(self, weights: np.ndarray) -> dict[str, float]:
-        """How far each limit is overstepped, 0 where it is kept; relative to the limit for tracking error, else in its own unit."""
+        """How far each limit is overstepped in its own unit, 0 where it is kept."""
         active, total = weights - self.case.benchmark, weights.sum()
         exposure = self.exposures(active)
         over = {"weights": max(float((self.low - weights).max()), float((weights - self.high).max())),

@@ -17,10 +17,10 @@ from scipy import sparse
 from qlib_ext.errors import SolverError
 from qlib_ext.portfolio.program import DAYS_A_YEAR, Bound, Prices, Program
 
-GAP, VIOLATION = 2e-6, 1e-8
-"""What an answer may be short of the best (relative), and overstep a limit by."""
+GAP, VIOLATION, SNAP = 2e-6, 1e-8, (1e-6, 1e-9)
+"""What an answer may be short of the best (relative), overstep a limit by, and be away from a bound to be put on it."""
 SCREEN_FROM, SCREEN_NAMES, SCREEN_ROUNDS = 150, 40, 6
-ROUGH_FROM, ROUGH, FINE = 2000, 1e-3, 1e-8
+ROUGH_FROM, ROUGH, FINE, PRECISE = 2000, 1e-3, 1e-8, 1e-11
 
 
 @dataclass
@@ -42,7 +42,7 @@ def solve(program: Program, solver: str = "auto") -> Answer:
     Raises:
         SolverError: no solver gave an answer that can be verified.
     """
-    ways = {"auto": (_screened, _whole, _impossible, _cvxpy), "clarabel": (_screened, _whole, _impossible), "cvxpy": (_cvxpy, _impossible)}[solver]
+    ways = {"auto": (_screened, _whole, _impossible, _precise, _cvxpy), "clarabel": (_screened, _whole, _impossible, _precise), "cvxpy": (_cvxpy, _impossible)}[solver]
     faults = []
     for way in ways:
         answer = way(program)
@@ -64,14 +64,19 @@ def verified(program: Program, weights: np.ndarray, prices: Prices, solver: str,
 
 
 def relative_gap(program: Program, weights: np.ndarray, bound: float) -> float:
-    """How far the objective may be from the best, relative to it (where it is near 0: to a hundredth of the largest alpha)."""
+    """How far the objective may be from the best, relative to it (where it is near 0: to a hundredth of the
+    program's unit)."""
     value = program.objective(weights)
-    return max(bound - value, 0.0) / max(abs(value), 0.01 * np.abs(program.alpha).max(initial=0.0), 1e-12)
+    return max(bound - value, 0.0) / max(abs(value), 0.01 * program.unit)
 
 
 # ---- Clarabel -------------------------------------------------------------------------------------------------------------------
 def _whole(program: Program) -> Answer | str:
     return _solve_columns(program, program.low < program.high).answer
+
+
+def _precise(program: Program) -> Answer | str:
+    return _solve_columns(program, program.low < program.high, PRECISE).answer
 
 
 def least_turnover(program: Program) -> Program:
@@ -84,13 +89,13 @@ def least_turnover(program: Program) -> Program:
 def _least_risk(program: Program) -> Program:
     """The same limits but that of tracking error, and the active variance as what is minimised."""
     least = _without_objective(program)
-    least.tracking, least.risk_aversion = None, 1.0
+    least.tracking, least.risk_aversion, least.unit = None, 1.0, program.tracking**2
     return least
 
 
 def _without_objective(program: Program) -> Program:
     bare, zeros = copy.copy(program), np.zeros(len(program.alpha))
-    bare.alpha, bare.buy_cost, bare.sell_cost, bare.risk_aversion, bare.pull = zeros, zeros, zeros, 0.0, 0.0
+    bare.alpha, bare.buy_cost, bare.sell_cost, bare.risk_aversion, bare.pull, bare.unit = zeros, zeros, zeros, 0.0, 0.0, 1.0
     return bare
 
 
@@ -209,8 +214,9 @@ def _solve_columns(program: Program, chosen: np.ndarray, tolerance: float = FINE
     if len(used) > len(dense):
         row_of = np.full(len(program.names) + 1, -1)
         row_of[used] = np.arange(len(used))
-        mine = np.flatnonzero(program.group[place] >= 0)
-        entries.append((row_of[c0 + program.group[place][mine]], mine, -1.0))
+        row_of_name = np.where(program.group[place] >= 0, row_of[c0 + program.group[place]], -1)
+        mine = np.flatnonzero(row_of_name >= 0)
+        entries.append((row_of_name[mine], mine, -1.0))
     rows.add(program.exposures(rest)[used], *entries)
     rest_total = rest.sum() + case.benchmark.sum()
     equal = program.invested[0] == program.invested[1]
@@ -254,8 +260,12 @@ def _solve_columns(program: Program, chosen: np.ndarray, tolerance: float = FINE
         weights[place] = np.array(result.x)[:len(place)]
         if tolerance == ROUGH:
             return _Found("rough", weights, program.bound(prices, np.clip(weights, program.low, program.high)))
-        weights = polish(program, weights, prices)
-        return _Found(verified(program, weights, prices, "clarabel", len(place)), weights, program.bound(prices, weights))
+        for near in SNAP:
+            tidy = polish(program, weights, prices, near)
+            answer = verified(program, tidy, prices, "clarabel", len(place))
+            if isinstance(answer, Answer):
+                break
+        return _Found(answer, tidy, program.bound(prices, tidy))
     if status == "PrimalInfeasible" and np.array_equal(chosen, program.low < program.high):
         proved = program.bound(prices, None).value < 0
         return _Found(Answer(None, prices, "clarabel", columns=len(place)) if proved else "infeasible without a proof")
@@ -314,12 +324,12 @@ def _clarabel(square, linear, matrix, right, cones, tolerance):
     return clarabel.DefaultSolver(square, linear, matrix, right, cones, settings).solve()
 
 
-def polish(program: Program, weights: np.ndarray, prices: Prices) -> np.ndarray:
-    """Weights that a solver left a hair away from their limits, put on them; the others moved by least squares so that sums and active
+def polish(program: Program, weights: np.ndarray, prices: Prices, near: float = 1e-6) -> np.ndarray:
+    """Weights that a solver left a hair (`near`, of their span) away from their limits, put on them; the others moved by least squares so that sums and active
     limits hold to rounding. Returned as they were where that makes anything worse."""
     case = program.case
     low, high = program.low, program.high
-    near = 1e-6 * np.maximum(high - low, 1e-3)
+    near = near * np.maximum(high - low, 1e-3)
     before = np.clip(weights, low, high)
     kept = np.where(before - low < near, low, np.where(high - before < near, high, before))
     kept = np.where(np.abs(kept - case.current) < near, np.clip(case.current, low, high), kept)
@@ -368,7 +378,7 @@ def _active_rows(program: Program, weights: np.ndarray, prices: Prices) -> tuple
         risk = program.active_risk(active)
         if risk > 0:
             bind(DAYS_A_YEAR * program.risk_gradient(active) / risk, risk, -np.inf, program.tracking, 1.0)
-    return np.array(rows), np.array(gaps)
+    return np.array(rows).reshape(-1, len(weights)), np.array(gaps)
 
 
 # ---- cvxpy ----------------------------------------------------------------------------------------------------------------------

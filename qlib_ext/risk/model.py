@@ -400,3 +400,43 @@ class FactorRiskModel(RiskModel):
             X = (X.iloc[:, 0] if isinstance(X, pd.DataFrame) else X).unstack(level="instrument")
         store = prepare_snapshots() if self.snapshots is None else open_snapshots(self.snapshots)
         return store.read(np.datetime64(pd.Timestamp(X.index.max()), "D")).select(X.columns), X.columns
+
+
+class RiskDays:
+    """The days of the risk model for a portfolio strategy, which asks by day.
+
+    Args:
+        snapshots: folder of a snapshot store; None: that of the Qlib store in use, made where days are missing.
+    """
+
+    def __init__(self, snapshots: str | None = None):
+        self.store = prepare_snapshots() if snapshots is None else open_snapshots(snapshots)
+        self._frames: dict[str, pd.Series | None] = {}
+
+    def read(self, day) -> RiskSnapshot:
+        """Snapshot of a day. Raises DataError: there is none."""
+        return self.store.read(np.datetime64(day, "D"))
+
+    def extras(self, day, styles: Sequence[str], missing: str = "error") -> dict[str, pd.Series]:
+        """Columns by instrument of those of `styles` that snapshots do not hold (`size_squared`, `roe`, `sue`, `volatility_60`, `bp`).
+
+        Args:
+            missing: `error`, or `drop` to leave out what the store's fields do not allow.
+
+        Raises:
+            DataError: a style that the store does not allow, with `error`.
+        """
+        found = {name: self._frame(name, missing) for name in styles if name in EXTRA_STYLES}
+        stamp = pd.Timestamp(np.datetime64(day, "D"))
+        return {name: frame.xs(stamp, level=0).astype(float) for name, frame in found.items() if frame is not None and stamp in frame.index.levels[0]}
+
+    def _frame(self, name: str, missing: str) -> pd.Series | None:
+        """A style on all days of the snapshots, loaded once; None where the store does not allow it."""
+        if name not in self._frames:
+            try:
+                self._frames[name] = load_styles([name], self.store.days[0], self.store.days[-1])[0][name]
+            except DataError:
+                if missing == "error":
+                    raise
+                self._frames[name] = None
+        return self._frames[name]

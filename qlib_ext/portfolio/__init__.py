@@ -1,0 +1,1 @@
+"""Portfolio: target weights, trades, the exchange, the fast daily back-test."""

@@ -1,0 +1,463 @@
+"""Strategies that turn scores into weights on a schedule, inside Qlib's back-test or the fast engine.
+
+A decision uses what was known at a close, and is traded on the next trading day. Target weights become orders by `plan_trades`: the
+weight of what cannot be traded is not spread over the rest.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+from qlib.backtest.decision import Order, TradeDecisionWO
+from qlib.backtest.exchange import Exchange
+from qlib.config import C
+from qlib.contrib.strategy import EnhancedIndexingStrategy as QlibEnhancedIndexingStrategy
+from qlib.contrib.strategy.signal_strategy import BaseSignalStrategy
+from qlib.log import get_module_logger
+from qlib.utils import init_instance_by_config
+from qlib.workflow import R
+
+from qlib_ext.data.field_reader import FieldReader
+from qlib_ext.data.universe import member_spans, trading_calendar, universe_grid
+from qlib_ext.errors import ConfigError, DataError, ExtError, InfeasibleError
+from qlib_ext.market_rules import kind_of
+from qlib_ext.portfolio.engine import Quotes, Result, plan_trades, simulate
+from qlib_ext.portfolio.optimizer import EnhancedIndexingOptimizer, IndexEnhancer, Solution
+from qlib_ext.portfolio.signal import make_signal
+from qlib_ext.store.metadata import read_metadata
+from qlib_ext.store.schema import INDEX_SIZES
+
+logger = get_module_logger("qlib_ext.strategy")
+AT_LIMIT = 1e-4
+"""A close this near (relative) to its limit stands at it: prices have 24 bits and are rounded to a cent."""
+LEAST_SCORED = 0.5
+"""Share of the benchmark that a signal must score."""
+
+
+def week_of(day: np.datetime64) -> int:
+    """Number of the week (from Monday) that a day lies in."""
+    return int((day.astype("datetime64[D]").astype(int) + 3) // 7)
+
+
+class Schedule:
+    """When to decide: on the last trading day of each week, every n trading days, or on given dates.
+
+    Args:
+        rebalance: ``week``, a number of trading days, or dates (the last trading day up to each counts).
+
+    Raises:
+        ConfigError: none of these.
+    """
+
+    def __init__(self, rebalance: str | int | Sequence[str]):
+        self.dates = None
+        if isinstance(rebalance, bool) or isinstance(rebalance, str) and rebalance != "week" or isinstance(rebalance, int) and rebalance < 1:
+            raise ConfigError(f"rebalance={rebalance!r}: choose week, a number of trading days, or a list of dates")
+        if not isinstance(rebalance, (str, int)):
+            try:
+                self.dates = np.unique(np.array([str(pd.Timestamp(str(one)).date()) for one in rebalance], dtype="datetime64[D]"))
+            except (TypeError, ValueError) as error:
+                raise ConfigError(f"rebalance={rebalance!r}: dates look like 2024-06-28 ({error})") from error
+            if not len(self.dates):
+                raise ConfigError("rebalance: the list of dates is empty")
+        self.rebalance, self.first = rebalance, None
+
+    def due(self, step: int, decided: np.datetime64, traded: np.datetime64) -> bool:
+        """Whether the close of `decided` is one to decide on, for trades of the next trading day `traded`; `step` counts days traded.
+
+        The first portfolio is built at once (but for given dates): `started` tells when that is done.
+        """
+        if self.dates is not None:
+            return bool(((self.dates >= decided) & (self.dates < traded)).any())
+        if self.first is None:
+            return True
+        return week_of(decided) != week_of(traded) if self.rebalance == "week" else (step - self.first) % self.rebalance == 0
+
+    def started(self, step: int) -> None:
+        """A first portfolio was decided on."""
+        self.first = step if self.first is None else self.first
+
+
+class ScheduledStrategy(BaseSignalStrategy):
+    """Weights decided on a schedule; subclasses give `target`.
+
+    Args:
+        signal: predictions (``<PRED>``), a (model, dataset), or ``{class: RecorderSignal | BlendedSignal, module_path:
+            qlib_ext.portfolio.signal, kwargs}``. rebalance: see `Schedule`.
+        risk_degree: share of the account that the weights are fractions of; 1 is fully invested.
+    """
+
+    artifact_path: str | None = "portfolio_analysis"
+    """Where the tables of decisions go in the recorder that is active when the back-test ends; None: nowhere."""
+
+    def __init__(self, *, signal, rebalance: str | int | Sequence[str] = "week", risk_degree: float = 1.0, trade_exchange=None,
+                 level_infra=None, common_infra=None):
+        if not 0 < risk_degree <= 1:
+            raise ConfigError(f"risk_degree={risk_degree!r}: give a share of the account above 0, at most 1")
+        Schedule(rebalance)
+        super().__init__(signal=make_signal(signal), risk_degree=risk_degree, trade_exchange=trade_exchange, level_infra=level_infra,
+                         common_infra=common_infra)
+        self.rebalance = rebalance
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget everything of a back-test."""
+        self.schedule, self.tables, self._calendar = Schedule(self.rebalance), {}, trading_calendar()
+
+    def target(self, decided: np.datetime64, traded: np.datetime64, scores: pd.Series, held: pd.Series, exchange) -> pd.Series:
+        """Weights wanted, by instrument.
+
+        Args:
+            decided: day whose close is known. traded: the next trading day. scores: of `decided`, by instrument.
+            held: weights at the close of `decided`, by instrument (those held only).
+        """
+        raise NotImplementedError
+
+    def decide(self, step: int, decided: np.datetime64, traded: np.datetime64, held: pd.Series, exchange) -> pd.Series | None:
+        """`target` on days of the schedule, None on others and where the signal has no scores of the day."""
+        if not self.schedule.due(step, decided, traded):
+            return None
+        scores = self.signal.get_signal(pd.Timestamp(decided), pd.Timestamp(decided) + pd.Timedelta(hours=23, minutes=59))
+        scores = scores.iloc[:, 0] if isinstance(scores, pd.DataFrame) else scores
+        if scores is None or not len(scores):
+            if self.schedule.first is not None:
+                logger.warning(f"the signal has no scores of {decided}: the portfolio stays as it is")
+            return None
+        try:
+            weights = self.target(decided, traded, scores, held, exchange)
+        except ExtError:
+            self.save()
+            raise
+        self.schedule.started(step)
+        return None if weights is None else weights * self.risk_degree
+
+    # ---- Qlib's loop -----------------------------------------------------------------------------------------------------------
+    def reset(self, *args, **kwargs) -> None:
+        super().reset(*args, **kwargs)
+        self.begin()
+
+    def generate_trade_decision(self, execute_result=None) -> TradeDecisionWO:
+        """Orders of the day, sales first; none on most days."""
+        step = self.trade_calendar.get_trade_step()
+        start, end = self.trade_calendar.get_step_time(step)
+        decided, traded = (np.datetime64(self.trade_calendar.get_step_time(step, shift=shift)[0], "D") for shift in (1, 0))
+        position = self.trade_position
+        weights = self.decide(step, decided, traded, pd.Series(position.get_stock_weight_dict(), dtype=float), self.trade_exchange)
+        if weights is None:
+            return TradeDecisionWO([], self)
+        amounts = position.get_stock_amount_dict()
+        quotes, t, last = day_quotes(self.trade_exchange, start, end, [*amounts, *weights.index], position)
+        place = {code: n for n, code in enumerate(quotes.instruments.tolist())}
+        held, wanted = np.zeros(len(place)), np.zeros(len(place))
+        for code, amount in amounts.items():
+            held[place[code]] = amount
+        known = [code for code in weights.index if code in place]
+        wanted[[place[code] for code in known]] = weights[known].to_numpy()
+        trades = plan_trades(wanted, held, position.get_cash(), quotes, t, last)
+        orders = [Order(stock_id=str(quotes.instruments[n]), amount=abs(float(trades[n])), start_time=start, end_time=end,
+                        direction=Order.BUY if trades[n] > 0 else Order.SELL) for n in np.argsort(trades > 0, kind="stable") if trades[n]]
+        return TradeDecisionWO(orders, self)
+
+    def post_upper_level_exe_step(self) -> None:
+        """The back-test is over: the tables of decisions go into the active recorder."""
+        self.save()
+
+    # ---- the fast engine -------------------------------------------------------------------------------------------------------
+    def simulate(self, exchange, start_time, end_time, account: float = 1e8, bench: pd.Series | None = None) -> Result:
+        """The same back-test on arrays (`qlib_ext.portfolio.engine.simulate`), with the quotes of an `AShareExchange`.
+
+        Raises:
+            ConfigError: another exchange. DataError: no trading day in the span.
+        """
+        quotes = getattr(exchange, "quotes", None)
+        if not isinstance(quotes, Quotes):
+            raise ConfigError("the fast engine trades on the quotes of an AShareExchange: name it in exchange_kwargs.exchange")
+        self.begin()
+        quotes = quotes.between(start_time, end_time)
+        first = int(np.searchsorted(self._calendar, quotes.days[0]))
+        if first == 0:
+            raise DataError(f"the back-test starts on {quotes.days[0]}, the first day of the store: nothing is known on the day before")
+        names = quotes.instruments
+
+        def decide(t: int, weight: np.ndarray, value: float) -> np.ndarray | None:
+            place = np.flatnonzero(weight)
+            held = pd.Series(weight[place], index=names[place])
+            wanted = self.decide(t, self._calendar[first + t - 1], quotes.days[t], held, exchange)
+            return None if wanted is None else wanted.reindex(names).fillna(0.0).to_numpy()
+
+        returns = None if bench is None else bench.reindex(pd.DatetimeIndex(quotes.days.astype("datetime64[ns]"))).to_numpy()
+        result = simulate(quotes, decide, account, returns)
+        self.save()
+        return result
+
+    # ---- decisions -------------------------------------------------------------------------------------------------------------
+    def keep(self, name: str, rows: pd.DataFrame) -> None:
+        """Add rows to the table `name` of the decisions."""
+        self.tables.setdefault(name, []).append(rows)
+
+    def table(self, name: str) -> pd.DataFrame:
+        """A table of the decisions so far: `decisions` (weights), for index enhancement `certificates` and `exposures` too."""
+        return pd.concat(self.tables[name], ignore_index=True) if name in self.tables else pd.DataFrame()
+
+    def save(self) -> None:
+        """Write the tables as Parquet into the active recorder, if there is one."""
+        active = getattr(getattr(R, "exp_manager", None), "active_experiment", None)
+        if self.artifact_path is None or active is None or active.active_recorder is None:
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            for name in self.tables:
+                file = Path(folder) / f"{name}.parquet"
+                self.table(name).to_parquet(file)
+                active.active_recorder.save_objects(local_path=str(file), artifact_path=self.artifact_path)
+
+
+def day_quotes(exchange: Exchange, start, end, codes: Sequence[str], position) -> tuple[Quotes, int, np.ndarray]:
+    """Quotes of a trading day, its place in them, and the last price known before it ``[n]``: an `AShareExchange`'s own, or one day's asked of
+    Qlib's exchange, stock by stock."""
+    quotes, day = getattr(exchange, "quotes", None), np.datetime64(start, "D")
+    if isinstance(quotes, Quotes):
+        t = int(np.searchsorted(quotes.days, day))
+        last = quotes.last_close[t - 1].copy() if t else np.full(len(quotes.instruments), np.nan)
+        return quotes, t, last
+    codes = np.array(sorted(set(codes)), dtype=str)
+    ask = lambda what, *rest: np.array([_number(what(code, start, end, *rest)) for code in codes])  # noqa: E731
+    can = {side: np.array([exchange.is_stock_tradable(code, start, end, side) for code in codes]) for side in (Order.BUY, Order.SELL)}
+    there = ~np.array([exchange.check_stock_suspended(code, start, end) for code in codes])
+    price = {side: np.where(there, ask(exchange.get_deal_price, side), np.nan) if there.any() else np.full(len(codes), np.nan) for side in can}
+    factor = np.ones(len(codes)) if exchange.trade_w_adj_price else ask(exchange.get_factor)
+    unit = np.ones(len(codes)) if exchange.trade_w_adj_price or exchange.trade_unit is None else np.full(len(codes), float(exchange.trade_unit))
+    known = there & (factor > 0)
+    row = lambda values: np.asarray(values)[None]  # noqa: E731
+    quotes = Quotes(day[None], codes, row(ask(exchange.get_close)), row(price[Order.BUY]), row(price[Order.SELL]), row(factor),
+                    row(can[Order.BUY] & known & (price[Order.BUY] > 0)), row(can[Order.SELL] & known & (price[Order.SELL] > 0)), row(unit),
+                    row(unit), (exchange.open_cost, exchange.close_cost), exchange.min_cost)
+    held = position.get_stock_amount_dict()
+    return quotes, 0, np.array([position.get_stock_price(code) if code in held else np.nan for code in codes], dtype=float)
+
+
+def _number(value) -> float:
+    return np.nan if value is None else float(value)
+
+
+# ---- what is known at a close ---------------------------------------------------------------------------------------------------------
+@dataclass
+class Close:
+    """What the store tells at the close of a day, arrays ``[n]`` by `codes`: no_buy and no_sell (suspended is both), benchmark weights."""
+
+    codes: np.ndarray
+    listed: np.ndarray
+    no_buy: np.ndarray
+    no_sell: np.ndarray
+    benchmark: np.ndarray | None
+
+
+class Closes:
+    """Closes of the store's stocks, read once.
+
+    Args:
+        index: universe whose weights (field `<index>_weight`) are the benchmark; without the field its members weigh alike (`source` says
+            so). None: no benchmark.
+        buy_special: stocks in special treatment may be bought.
+    """
+
+    def __init__(self, index: str | None, buy_special: bool = False):
+        self.field, self.index, self.buy_special = f"{index}_weight", index, buy_special
+        codes = [code for code in member_spans("all") if kind_of(code) == "stock"]
+        fields = ["close", "limit_up", "limit_down", "is_st", *([self.field] if index else [])]
+        self.reader = FieldReader({code: [] for code in codes}, None, None, fields)
+        self.codes = np.array(list(self.reader.content), dtype=str)
+        self.days = self.reader.calendar.to_numpy().astype("datetime64[D]")
+        self.laid = {name: self.reader.lay(name, self.codes) for name in fields}
+        self.weighted = index is not None and bool(np.isfinite(self.laid[self.field]).any())
+        self.members = None if index is None or self.weighted else universe_grid(self.days, self.codes.tolist(), index)
+        if self.members is not None:
+            logger.warning(f"the store has no field {self.field}: the members of {index} weigh alike in the benchmark")
+        del self.reader
+
+    @property
+    def source(self) -> str:
+        """Where benchmark weights come from."""
+        return self.field if self.weighted else f"equal weights of {self.index}"
+
+    def at(self, day: np.datetime64) -> Close:
+        """The close of a day.
+
+        Raises:
+            DataError: the benchmark has no weights on the day, or it is no trading day.
+        """
+        t = int(np.searchsorted(self.days, day))
+        if t == len(self.days) or self.days[t] != day:
+            raise DataError(f"{day} is no trading day of the store, which runs from {self.days[0]} to {self.days[-1]}")
+        close, up, down, special = (self.laid[name][t] for name in ("close", "limit_up", "limit_down", "is_st"))
+        suspended = ~(close > 0)
+        no_buy = suspended | (close >= up * (1 - AT_LIMIT)) | ((special == 1) & (not self.buy_special))
+        listed = np.isfinite(self.laid["close"][max(t - 250, 0):t + 1]).any(axis=0)
+        benchmark = None
+        if self.index is not None:
+            benchmark = self.laid[self.field][t] if self.weighted else np.where(self.members[t] & listed, 1.0, np.nan)
+            benchmark = np.where(benchmark > 0, benchmark, 0.0)
+            if not benchmark.any():
+                raise DataError(f"{self.index} has no weights on {day}: choose a later start, or ingest its weights")
+            benchmark = benchmark if self.weighted else benchmark / benchmark.sum()
+        return Close(self.codes, listed, no_buy, suspended | (close <= down * (1 + AT_LIMIT)), benchmark)
+
+
+def index_scale(index: str) -> float:
+    """How many times larger the real index is than this store's; 1 where the store does not say."""
+    metadata = read_metadata(Path(C.dpm.get_data_uri("day"))) or {}
+    size = metadata.get("index_sizes", {}).get(index)
+    return max(INDEX_SIZES[index] / size, 1.0) if size and index in INDEX_SIZES else 1.0
+
+
+class IndexEnhancementStrategy(ScheduledStrategy):
+    """Weights of an `IndexEnhancer`, with a certificate of every rebalance.
+
+    Suspended, limit-up, limit-down and ST are those of the close decided on; exposures and covariance come from the risk snapshots of that day,
+    benchmark weights from the store's drifting ones.
+
+    Args:
+        index: universe that is enhanced (``csi300``, ``csi500``, ``csi1000``). optimizer: keywords of `IndexEnhancer`, such as
+            ``{preset: meta}`` or ``{constraints: {cap: 0.03, tracking_error: 0.05}, ladder: [..]}``.
+        signal, rebalance, risk_degree: see `ScheduledStrategy`.
+        snapshots: folder of risk snapshots; None: those of the store, made where days are missing.
+        blacklist: codes that may only be sold. buy_special: stocks in special treatment may be bought.
+        infeasible: ``raise``, or ``hold`` to keep the portfolio where even the ladder finds no weights (the certificate says so).
+        scale: times the real index is larger (absolute caps grow); None: as the store says.
+
+    Raises:
+        ConfigError: unknown keywords and names.
+    """
+
+    def __init__(self, *, signal, index: str, optimizer: Mapping[str, Any], rebalance: str | int | Sequence[str] = "week",
+                 risk_degree: float = 1.0, snapshots: str | None = None, blacklist: Sequence[str] = (), buy_special: bool = False,
+                 infeasible: str = "raise", scale: float | None = None, trade_exchange=None, level_infra=None, common_infra=None):
+        if infeasible not in ("raise", "hold"):
+            raise ConfigError(f"infeasible={infeasible!r}: choose raise or hold")
+        if isinstance(blacklist, str):
+            raise ConfigError(f"blacklist={blacklist!r}: give a list of codes")
+        member_spans(index)
+        try:
+            self.enhancer = IndexEnhancer(**optimizer)
+        except TypeError as error:
+            raise ConfigError(f"optimizer: {str(error).replace('IndexEnhancer.__init__() ', '')}; it takes the keywords of IndexEnhancer") from error
+        self.index, self.snapshots, self.blacklist = index, snapshots, [str(code) for code in blacklist]
+        self.buy_special, self.infeasible = buy_special, infeasible
+        self.scale = index_scale(index) if scale is None else scale
+        super().__init__(signal=signal, rebalance=rebalance, risk_degree=risk_degree, trade_exchange=trade_exchange, level_infra=level_infra,
+                         common_infra=common_infra)
+
+    @cached_property
+    def closes(self) -> Closes:
+        return Closes(self.index, self.buy_special)
+
+    @cached_property
+    def risk(self):
+        """The risk model's days (`qlib_ext.risk.model.RiskDays`), made through Qlib: portfolio and risk do not know each other."""
+        return init_instance_by_config({"class": "RiskDays", "module_path": "qlib_ext.risk.model", "kwargs": {"snapshots": self.snapshots}})
+
+    def target(self, decided, traded, scores, held, exchange) -> pd.Series | None:
+        close = self.closes.at(decided)
+        listed = pd.Index(close.codes[close.listed])
+        benchmark = pd.Series(close.benchmark, index=close.codes)
+        scored = float(benchmark[benchmark.index.isin(scores.index)].sum() / benchmark.sum())
+        if scored < LEAST_SCORED:
+            raise DataError(f"{decided}: the signal scores {scored:.0%} of the weight of {self.index}: give predictions for its members (another "
+                            "universe in the dataset), or enhance the index that was scored")
+        no_buy = pd.Series(close.no_buy, index=close.codes)
+        no_buy[no_buy.index.isin(self.blacklist)] = True
+        held = held / self.risk_degree
+        extras = self.risk.extras(decided, self.enhancer.style_names(), missing=self.enhancer.missing_styles)
+        try:
+            solution = self.enhancer.solve(
+                scores[scores.index.isin(listed)], self.risk.read(decided), benchmark[benchmark > 0], held, no_buy=no_buy,
+                no_sell=pd.Series(close.no_sell, index=close.codes), cost=self._costs(exchange, decided), extras=extras, scale=self.scale,
+                day=str(decided))
+        except InfeasibleError as error:
+            self.keep("certificates", pd.DataFrame([{"day": str(decided), "trade_day": str(traded), "status": "infeasible", "notes": str(error)}]))
+            if self.infeasible == "raise":
+                raise
+            logger.warning(f"{error}; the portfolio stays as it is")
+            return None
+        self._keep(solution, traded)
+        return pd.Series(solution.held, dtype=float)
+
+    def _costs(self, exchange, day: np.datetime64) -> tuple[pd.Series | float, pd.Series | float]:
+        """Fractions (buying, selling) by stock, as they stand on the day."""
+        quotes = getattr(exchange, "quotes", None)
+        if not isinstance(quotes, Quotes):
+            return float(exchange.open_cost), float(exchange.close_cost)
+        t = max(int(np.searchsorted(quotes.days, day, side="right")) - 1, 0)
+        return tuple(pd.Series(rate + duty[t], index=quotes.instruments) for rate, duty in zip(quotes.commission, (quotes.duty_buy, quotes.duty_sell)))
+
+    def _keep(self, solution: Solution, traded: np.datetime64) -> None:
+        row = solution.certificate()
+        self.keep("certificates", pd.DataFrame([{"day": row.pop("day"), "trade_day": str(traded), **row, "benchmark_weights": self.closes.source,
+                                                 "scale": self.scale}]))
+        self.keep("exposures", solution.exposures.rename_axis("column").reset_index().assign(day=solution.day))
+        shown = np.flatnonzero((solution.weights > 0) | (solution.current > 0) | (solution.benchmark > 0))
+        self.keep("decisions", pd.DataFrame({"day": solution.day, "instrument": solution.instruments[shown], "weight": solution.weights[shown],
+                                             "current": solution.current[shown], "benchmark": solution.benchmark[shown]}))
+
+
+class TopKStrategy(ScheduledStrategy):
+    """The best stocks with equal weights; who is held stays while ranked within ``topk x (1 + buffer)``.
+
+    A stock that cannot be sold keeps its weight and its place, one that cannot be bought is passed over (as of the close decided on).
+
+    Args:
+        topk: how many; fewer on a store whose index is smaller than the real one. buffer: 0 sells whatever leaves the best.
+        universe: candidates are its members of the day; None: all that the signal scores.
+        signal, rebalance, risk_degree, blacklist, buy_special: as in `IndexEnhancementStrategy`.
+    """
+
+    def __init__(self, *, signal, topk: int, buffer: float = 0.0, universe: str | None = None, rebalance: str | int | Sequence[str] = "week",
+                 risk_degree: float = 1.0, blacklist: Sequence[str] = (), buy_special: bool = False, trade_exchange=None, level_infra=None,
+                 common_infra=None):
+        if isinstance(topk, bool) or not isinstance(topk, int) or topk < 1 or not 0 <= buffer < np.inf:
+            raise ConfigError(f"topk={topk!r} must be a whole number above 0, buffer={buffer!r} a number from 0 up")
+        if universe is not None:
+            member_spans(universe)
+        self.topk = topk if universe is None else max(round(topk / index_scale(universe)), 1)
+        self.buffer, self.universe, self.blacklist, self.buy_special = buffer, universe, [str(code) for code in blacklist], buy_special
+        super().__init__(signal=signal, rebalance=rebalance, risk_degree=risk_degree, trade_exchange=trade_exchange, level_infra=level_infra,
+                         common_infra=common_infra)
+
+    @cached_property
+    def closes(self) -> Closes:
+        return Closes(None, self.buy_special)
+
+    def target(self, decided, traded, scores, held, exchange) -> pd.Series:
+        close = self.closes.at(decided)
+        can_buy = pd.Series(~close.no_buy & close.listed, index=close.codes)
+        can_buy[can_buy.index.isin(self.blacklist)] = False
+        scores = scores[scores.index.isin(can_buy.index)]
+        if self.universe is not None:
+            inside = universe_grid(np.array([decided]), scores.index.tolist(), self.universe)[0]
+            scores = scores[inside]
+        if not len(scores):
+            raise DataError(f"{decided}: the signal scores no candidate of universe {self.universe or 'all'}: check its universe and days")
+        ranked = scores.sort_values(ascending=False, kind="stable").index
+        locked = [code for code in held.index if code in can_buy.index and close.no_sell[close.codes.searchsorted(code)]]
+        kept = [code for code in ranked[:int(self.topk * (1 + self.buffer))] if code in held.index and code not in locked]
+        kept = kept[:max(self.topk - len(locked), 0)]
+        room = self.topk - len(locked) - len(kept)
+        bought = [code for code in ranked if can_buy[code] and code not in held.index][:max(room, 0)]
+        stuck = held[locked] / self.risk_degree
+        weights = pd.Series((1 - stuck.sum()) / max(len(kept) + len(bought), 1), index=[*kept, *bought], dtype=float).clip(lower=0.0)
+        weights = pd.concat([weights, stuck])
+        self.keep("decisions", pd.DataFrame({"day": str(decided), "instrument": weights.index, "weight": weights.to_numpy()}))
+        return weights
+
+
+class EnhancedIndexingStrategy(QlibEnhancedIndexingStrategy):
+    """Qlib's `EnhancedIndexingStrategy`, all its keywords, with an optimiser that solves or says why not (`EnhancedIndexingOptimizer`)."""
+
+    def __init__(self, *, riskmodel_root, market="csi500", turn_limit=None, name_mapping={}, optimizer_kwargs={}, verbose=False, **kwargs):
+        super().__init__(riskmodel_root=riskmodel_root, market=market, turn_limit=turn_limit, name_mapping=name_mapping, verbose=verbose, **kwargs)
+        self.optimizer = EnhancedIndexingOptimizer(**optimizer_kwargs)
