@@ -24,7 +24,7 @@ PLACEHOLDERS = ("<MODEL>", "<DATASET>", "<PRED>")
 PATH_KEYS = ("checkpoint", "path")
 INJECTED = {"record": {"recorder", "model", "dataset"}}
 PROCESSOR_KEYS = {"infer_processors", "learn_processors", "shared_processors"}
-NOT_BUILT = ("record", "dataset", "handler", "strategy", "executor")
+NOT_BUILT = ("record", "dataset", "handler", "strategy", "executor", "exchange", "signal")
 FIT_SPAN = {"fit_start_time", "fit_end_time"}
 
 

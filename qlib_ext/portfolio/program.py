@@ -240,9 +240,9 @@ class Program:
         if self.tracking is not None and prices.tracking > 0:
             cone = self._cone(prices, weights)
             slope, constant = slope + cone, constant - cone @ case.benchmark - prices.tracking * self.tracking
-        buy, sell = np.full(len(slope), prices.turnover / 2), np.full(len(slope), prices.turnover / 2)
-        if self.turnover is not None:
-            constant -= prices.turnover * self.turnover
+        half = 0.0 if self.turnover is None else prices.turnover / 2
+        buy, sell = np.full(len(slope), half), np.full(len(slope), half)
+        constant -= 2 * half * (self.turnover or 0.0)
         if weights is not None:
             buy, sell = buy + self.buy_cost, sell + self.sell_cost
             gradient = -self.alpha + self.pull * (weights - self.anchor)

@@ -54,7 +54,7 @@ class RecorderSignal(DailySignal):
     """
 
     def __init__(self, experiment: str, recorder: str | None = None):
-        super().__init__(load_predictions(experiment, recorder))
+        super().__init__(find_recorder(experiment, recorder)[1])
 
 
 class BlendedSignal(DailySignal):
@@ -120,24 +120,20 @@ def make_signal(signal) -> Signal:
     return DailySignal(cached) if isinstance(cached, (pd.Series, pd.DataFrame)) else made
 
 
-def load_predictions(experiment: str, recorder: str | None = None) -> pd.DataFrame:
-    """`pred.pkl` of a recorder; without an id of the latest finished one that has it.
+def find_recorder(experiment: str, recorder: str | None = None) -> tuple[str, pd.DataFrame]:
+    """A recorder's id and its `pred.pkl`; without an id the latest finished one that has it.
 
     Raises:
         ConfigError: no such experiment or recorder. DataError: it has no predictions.
     """
-    try:
-        runs = R.list_recorders(experiment_name=experiment)
-    except Exception as error:                                     # MLflow has a class of its own for each kind of store
-        raise ConfigError(f"experiment {experiment!r} cannot be read ({error}): run its workflow first, or correct the name") from error
+    known = R.list_experiments()
+    if experiment not in known:
+        raise ConfigError(f"experiment {experiment!r} is not there; it has {sorted(known)}: run its workflow first, or correct the name")
+    runs = R.list_recorders(experiment_name=experiment)
     if recorder is not None and recorder not in runs:
         raise ConfigError(f"experiment {experiment!r} has no recorder {recorder!r}; it has {sorted(runs)[:5]}")
-    found = [runs[recorder]] if recorder is not None else sorted((one for one in runs.values() if one.status == "FINISHED"),
-                                                                key=lambda one: str(one.start_time), reverse=True)
-    for one in found:
-        try:
-            return one.load_object("pred.pkl")
-        except Exception as error:
-            if recorder is not None:
-                raise DataError(f"recorder {recorder} of {experiment!r} has no predictions (pred.pkl): {error}") from error
+    finished = sorted((one for one in runs.values() if one.status == "FINISHED"), key=lambda one: str(one.start_time), reverse=True)
+    for one in [runs[recorder]] if recorder is not None else finished:
+        if "pred.pkl" in one.list_artifacts():
+            return one.id, one.load_object("pred.pkl")
     raise DataError(f"experiment {experiment!r} has no finished recorder with predictions: run its workflow to the end")

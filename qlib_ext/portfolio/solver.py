@@ -43,6 +43,8 @@ def solve(program: Program, solver: str = "auto") -> Answer:
         SolverError: no solver gave an answer that can be verified.
     """
     ways = {"auto": (_screened, _whole, _impossible, _precise, _cvxpy), "clarabel": (_screened, _whole, _impossible, _precise), "cvxpy": (_cvxpy, _impossible)}[solver]
+    if not (program.low < program.high).any():
+        return _fixed(program)
     faults = []
     for way in ways:
         answer = way(program)
@@ -51,6 +53,23 @@ def solve(program: Program, solver: str = "auto") -> Answer:
         faults.append(f"{way.__name__.strip('_')}: {answer}")
     raise SolverError(f"{program.case.day}: no solver gave weights that can be verified ({'; '.join(faults)}): look for limits or covariances "
                       "of very different sizes among the inputs")
+
+
+def _fixed(program: Program) -> Answer:
+    """All weights are given by locks: they keep the limits or nothing does, and the limits overstepped are the proof."""
+    over = program.violations(program.low)
+    prices = Prices(bands=np.array([over[name] for name in program.names]))
+    return Answer(program.low.copy() if max(over.values()) <= VIOLATION else None, prices, "locks")
+
+
+def tidied(program: Program, weights: np.ndarray, prices: Prices, solver: str, columns: int) -> tuple[Answer | str, np.ndarray]:
+    """`verified` polished weights, with less put on bounds where that is too much; and the weights."""
+    for near in SNAP:
+        tidy = polish(program, weights, prices, near)
+        answer = verified(program, tidy, prices, solver, columns)
+        if isinstance(answer, Answer):
+            break
+    return answer, tidy
 
 
 def verified(program: Program, weights: np.ndarray, prices: Prices, solver: str, columns: int) -> Answer | str:
@@ -100,8 +119,11 @@ def _without_objective(program: Program) -> Program:
 
 
 def _impossible(program: Program) -> Answer | str:
-    """A proof that there are no weights where Clarabel's own is too rough: the least turnover, or tracking error, that all other limits
-    allow is above the limit."""
+    """A proof that there are no weights: Clarabel's own or, where that is too rough, that the least turnover, or tracking error, that all
+    other limits allow is above the limit."""
+    found = _whole(program)
+    if isinstance(found, Answer) and found.weights is None:
+        return found
     for limit, least, measure in ((program.turnover, least_turnover, lambda f: -f), (program.tracking, _least_risk, lambda f: np.sqrt(max(-f, 0)))):
         if limit is not None:
             found = _whole(least(program))
@@ -260,11 +282,7 @@ def _solve_columns(program: Program, chosen: np.ndarray, tolerance: float = FINE
         weights[place] = np.array(result.x)[:len(place)]
         if tolerance == ROUGH:
             return _Found("rough", weights, program.bound(prices, np.clip(weights, program.low, program.high)))
-        for near in SNAP:
-            tidy = polish(program, weights, prices, near)
-            answer = verified(program, tidy, prices, "clarabel", len(place))
-            if isinstance(answer, Answer):
-                break
+        answer, tidy = tidied(program, weights, prices, "clarabel", len(place))
         return _Found(answer, tidy, program.bound(prices, tidy))
     if status == "PrimalInfeasible" and np.array_equal(chosen, program.low < program.high):
         proved = program.bound(prices, None).value < 0
@@ -347,7 +365,7 @@ def polish(program: Program, weights: np.ndarray, prices: Prices, near: float = 
         kept = np.clip(kept, low, high)
         inside &= ~out
         found = max(program.violations(kept).values())
-        if found < worst:
+        if found < max(worst, VIOLATION / 10):
             best, worst = kept, found
         if worst < 1e-12:
             break
@@ -409,7 +427,7 @@ def _cvxpy(program: Program) -> Answer | str:
             value -= program.risk_aversion * DAYS_A_YEAR * cvxpy.sum_squares(risk)
     problem = cvxpy.Problem(cvxpy.Maximize(value), list(limits.values()))
     try:
-        problem.solve(solver=cvxpy.CLARABEL)
+        problem.solve(solver=cvxpy.CLARABEL, tol_gap_abs=1e-10, tol_gap_rel=1e-10, tol_feas=1e-10)
     except (cvxpy.error.SolverError, ValueError) as error:
         return str(error).split("\n")[0]
     if w.value is None:
@@ -422,4 +440,4 @@ def _cvxpy(program: Program) -> Answer | str:
         prices.bands[lower] -= price["lower"]
     if program.tracking is not None:
         prices.tracking = float(price["tracking"]) / program.tracking
-    return verified(program, polish(program, w.value, prices), prices, "cvxpy", len(case.alpha))
+    return tidied(program, w.value, prices, "cvxpy", len(case.alpha))[0]

@@ -205,16 +205,18 @@ class ScheduledStrategy(BaseSignalStrategy):
         """A table of the decisions so far: `decisions` (weights), for index enhancement `certificates` and `exposures` too."""
         return pd.concat(self.tables[name], ignore_index=True) if name in self.tables else pd.DataFrame()
 
-    def save(self) -> None:
-        """Write the tables as Parquet into the active recorder, if there is one."""
-        active = getattr(getattr(R, "exp_manager", None), "active_experiment", None)
-        if self.artifact_path is None or active is None or active.active_recorder is None:
+    def save(self, recorder=None, artifact_path: str | None = None) -> None:
+        """Write the tables as Parquet into a recorder; without one into the active one, if there is any and `artifact_path` of the class says where."""
+        if recorder is None:
+            experiment = getattr(getattr(R, "exp_manager", None), "active_experiment", None)
+            recorder, artifact_path = getattr(experiment, "active_recorder", None), self.artifact_path
+        if recorder is None or artifact_path is None:
             return
         with tempfile.TemporaryDirectory() as folder:
             for name in self.tables:
                 file = Path(folder) / f"{name}.parquet"
                 self.table(name).to_parquet(file)
-                active.active_recorder.save_objects(local_path=str(file), artifact_path=self.artifact_path)
+                recorder.save_objects(local_path=str(file), artifact_path=artifact_path)
 
 
 def day_quotes(exchange: Exchange, start, end, codes: Sequence[str], position) -> tuple[Quotes, int, np.ndarray]:
@@ -256,6 +258,14 @@ class Close:
     no_sell: np.ndarray
     benchmark: np.ndarray | None
 
+    def lay(self, values: pd.Series, missing: float) -> np.ndarray:
+        """A series by instrument on `codes` ``[n]``; what it names besides is left out."""
+        names = values.index.to_numpy(dtype=str)
+        place = np.minimum(self.codes.searchsorted(names), len(self.codes) - 1)
+        known, laid = self.codes[place] == names, np.full(len(self.codes), missing)
+        laid[place[known]] = values.to_numpy(dtype=float)[known]
+        return laid
+
 
 class Closes:
     """Closes of the store's stocks, read once.
@@ -284,6 +294,23 @@ class Closes:
     def source(self) -> str:
         """Where benchmark weights come from."""
         return self.field if self.weighted else f"equal weights of {self.index}"
+
+    def benchmarks(self, days: np.ndarray) -> pd.DataFrame:
+        """Daily returns of the index made of its members: `total_return`, weighted as at the close before, and `equal_weight`.
+
+        Adjusted closes, dividends included; suspended stocks return 0. NaN on days without weights the day before.
+        """
+        close = self.laid["close"]
+        place = np.where(close > 0, np.arange(len(close))[:, None], -1)
+        last = np.take_along_axis(close, np.maximum(np.maximum.accumulate(place, axis=0), 0), axis=0)
+        found = np.full((len(days), 2), np.nan)
+        for row, t in enumerate(np.searchsorted(self.days, np.asarray(days, "datetime64[D]"))):
+            weight = self.at(self.days[t - 1]).benchmark if t else np.zeros(1)
+            if weight.any():
+                moved = np.where(close[t] > 0, close[t] / last[t - 1] - 1, 0.0)
+                moved = np.where(np.isfinite(moved), moved, 0.0)
+                found[row] = weight @ moved / weight.sum(), moved[weight > 0].mean()
+        return pd.DataFrame(found, index=pd.DatetimeIndex(np.asarray(days, "datetime64[ns]")), columns=["total_return", "equal_weight"])
 
     def at(self, day: np.datetime64) -> Close:
         """The close of a day.
@@ -362,22 +389,22 @@ class IndexEnhancementStrategy(ScheduledStrategy):
         return init_instance_by_config({"class": "RiskDays", "module_path": "qlib_ext.risk.model", "kwargs": {"snapshots": self.snapshots}})
 
     def target(self, decided, traded, scores, held, exchange) -> pd.Series | None:
-        close = self.closes.at(decided)
-        listed = pd.Index(close.codes[close.listed])
-        benchmark = pd.Series(close.benchmark, index=close.codes)
-        scored = float(benchmark[benchmark.index.isin(scores.index)].sum() / benchmark.sum())
+        close, risk = self.closes.at(decided), self.risk.read(decided)
+        alpha, current = close.lay(scores, np.nan), close.lay(held / self.risk_degree, 0.0)
+        alpha[~close.listed] = np.nan
+        scored = close.benchmark[np.isfinite(alpha)].sum() / close.benchmark.sum()
         if scored < LEAST_SCORED:
             raise DataError(f"{decided}: the signal scores {scored:.0%} of the weight of {self.index}: give predictions for its members (another "
                             "universe in the dataset), or enhance the index that was scored")
-        no_buy = pd.Series(close.no_buy, index=close.codes)
-        no_buy[no_buy.index.isin(self.blacklist)] = True
-        held = held / self.risk_degree
+        used = np.flatnonzero((np.isfinite(alpha) & (risk.rows(close.codes) >= 0)) | (close.benchmark > 0) | (current > 0))
+        codes = close.codes[used]
+        no_buy = close.no_buy | np.isin(close.codes, self.blacklist)
         extras = self.risk.extras(decided, self.enhancer.style_names(), missing=self.enhancer.missing_styles)
         try:
             solution = self.enhancer.solve(
-                scores[scores.index.isin(listed)], self.risk.read(decided), benchmark[benchmark > 0], held, no_buy=no_buy,
-                no_sell=pd.Series(close.no_sell, index=close.codes), cost=self._costs(exchange, decided), extras=extras, scale=self.scale,
-                day=str(decided))
+                alpha[used], risk, close.benchmark[used], current[used], no_buy=no_buy[used], no_sell=close.no_sell[used],
+                cost=self._costs(exchange, decided, codes), extras={name: close.lay(one, np.nan)[used] for name, one in extras.items()},
+                scale=self.scale, day=str(decided), instruments=codes)
         except InfeasibleError as error:
             self.keep("certificates", pd.DataFrame([{"day": str(decided), "trade_day": str(traded), "status": "infeasible", "notes": str(error)}]))
             if self.infeasible == "raise":
@@ -387,13 +414,15 @@ class IndexEnhancementStrategy(ScheduledStrategy):
         self._keep(solution, traded)
         return pd.Series(solution.held, dtype=float)
 
-    def _costs(self, exchange, day: np.datetime64) -> tuple[pd.Series | float, pd.Series | float]:
-        """Fractions (buying, selling) by stock, as they stand on the day."""
+    def _costs(self, exchange, day: np.datetime64, codes: np.ndarray) -> tuple:
+        """Fractions (buying, selling) of some stocks ``[n]``, as they stand on the day; a stock without quotes costs what most do."""
         quotes = getattr(exchange, "quotes", None)
         if not isinstance(quotes, Quotes):
             return float(exchange.open_cost), float(exchange.close_cost)
         t = max(int(np.searchsorted(quotes.days, day, side="right")) - 1, 0)
-        return tuple(pd.Series(rate + duty[t], index=quotes.instruments) for rate, duty in zip(quotes.commission, (quotes.duty_buy, quotes.duty_sell)))
+        place = np.minimum(quotes.instruments.searchsorted(codes), len(quotes.instruments) - 1)
+        return tuple(rate + np.where(quotes.instruments[place] == codes, duty[t][place], np.median(duty[t]))
+                     for rate, duty in zip(quotes.commission, (quotes.duty_buy, quotes.duty_sell)))
 
     def _keep(self, solution: Solution, traded: np.datetime64) -> None:
         row = solution.certificate()
@@ -434,25 +463,22 @@ class TopKStrategy(ScheduledStrategy):
 
     def target(self, decided, traded, scores, held, exchange) -> pd.Series:
         close = self.closes.at(decided)
-        can_buy = pd.Series(~close.no_buy & close.listed, index=close.codes)
-        can_buy[can_buy.index.isin(self.blacklist)] = False
-        scores = scores[scores.index.isin(can_buy.index)]
-        if self.universe is not None:
-            inside = universe_grid(np.array([decided]), scores.index.tolist(), self.universe)[0]
-            scores = scores[inside]
-        if not len(scores):
+        alpha, current = close.lay(scores, np.nan), close.lay(held / self.risk_degree, 0.0)
+        inside = close.listed if self.universe is None else universe_grid(np.array([decided]), close.codes.tolist(), self.universe)[0]
+        ranked = np.argsort(np.where(inside, -alpha, np.nan), kind="stable")[:np.count_nonzero(inside & np.isfinite(alpha))]
+        if not len(ranked):
             raise DataError(f"{decided}: the signal scores no candidate of universe {self.universe or 'all'}: check its universe and days")
-        ranked = scores.sort_values(ascending=False, kind="stable").index
-        locked = [code for code in held.index if code in can_buy.index and close.no_sell[close.codes.searchsorted(code)]]
-        kept = [code for code in ranked[:int(self.topk * (1 + self.buffer))] if code in held.index and code not in locked]
-        kept = kept[:max(self.topk - len(locked), 0)]
-        room = self.topk - len(locked) - len(kept)
-        bought = [code for code in ranked if can_buy[code] and code not in held.index][:max(room, 0)]
-        stuck = held[locked] / self.risk_degree
-        weights = pd.Series((1 - stuck.sum()) / max(len(kept) + len(bought), 1), index=[*kept, *bought], dtype=float).clip(lower=0.0)
-        weights = pd.concat([weights, stuck])
-        self.keep("decisions", pd.DataFrame({"day": str(decided), "instrument": weights.index, "weight": weights.to_numpy()}))
-        return weights
+        locked = np.flatnonzero((current > 0) & close.no_sell)
+        movable = (current > 0) & ~close.no_sell
+        kept = [n for n in ranked[:int(self.topk * (1 + self.buffer))] if movable[n]][:max(self.topk - len(locked), 0)]
+        can_buy = ~close.no_buy & ~np.isin(close.codes, self.blacklist)
+        bought = [n for n in ranked if can_buy[n] and current[n] == 0][:max(self.topk - len(locked) - len(kept), 0)]
+        weights = np.zeros(len(alpha))
+        weights[[*kept, *bought]] = max(1 - current[locked].sum(), 0.0) / max(len(kept) + len(bought), 1)
+        weights[locked] = current[locked]
+        at = np.flatnonzero(weights)
+        self.keep("decisions", pd.DataFrame({"day": str(decided), "instrument": close.codes[at], "weight": weights[at]}))
+        return pd.Series(weights[at], index=close.codes[at])
 
 
 class EnhancedIndexingStrategy(QlibEnhancedIndexingStrategy):

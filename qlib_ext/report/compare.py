@@ -26,11 +26,10 @@ from qlib_ext.demo.build import read_truth, truth_paths
 from qlib_ext.demo.truth import STATEMENT
 from qlib_ext.errors import ConfigError, DataError, ExtError
 from qlib_ext.home import home
-from qlib_ext.report.metrics import REPORT_MIN_PAIRS, daily_ic, daily_rank_ic, summarize
+from qlib_ext.report.metrics import REPORT_MIN_PAIRS, daily_ic, daily_rank_ic, excess_figures, summarize
 from qlib_ext.report.runs import Origin, Run, Runs
 from qlib_ext.store.metadata import read_metadata
 
-DAYS_A_YEAR = 252
 LABEL_TOLERANCE = 1e-5
 SIGNAL = ("IC", "ICIR", "RankIC", "RankICIR", "days", "pairs")
 PORTFOLIO = ("excess a year", "IR", "drawdown", "turnover")
@@ -101,14 +100,8 @@ def signal_figures(table: pd.DataFrame, name: str, min_pairs: int = REPORT_MIN_P
 
 def portfolio_figures(report: pd.DataFrame) -> dict[str, float]:
     """Excess a year, IR, drawdown and turnover of Qlib's daily report (return before cost, cost, bench, turnover; fractions)."""
-    net, bench = report["return"] - report["cost"], report["bench"]
-    excess = net - bench
-    wealth = ((1 + net) / (1 + bench)).cumprod()
-    peak = np.maximum(wealth.cummax(), 1.0)
-    spread = excess.std(ddof=1)
-    return {"excess a year": float(wealth.iloc[-1] ** (DAYS_A_YEAR / len(wealth)) - 1),
-            "IR": float(excess.mean() / spread * np.sqrt(DAYS_A_YEAR)) if spread > 0 else float("nan"),
-            "drawdown": float((wealth / peak - 1).min()), "turnover": float(report["turnover"].mean())}
+    figures = excess_figures(report["return"] - report["cost"], report["bench"])
+    return {**{name: figures[name] for name in PORTFOLIO[:-1]}, "turnover": float(report["turnover"].mean())}
 
 
 def compare(runs: list[Run], members: Optional[pd.DataFrame] = None, min_pairs: int = REPORT_MIN_PAIRS) -> pd.DataFrame:

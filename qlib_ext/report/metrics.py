@@ -169,6 +169,28 @@ def summarize(daily: np.ndarray) -> Dict[str, float]:
     return {"mean": mean, "std": std, "icir": icir, "t": icir * float(np.sqrt(count)), "n": count}
 
 
+def excess_figures(net: np.ndarray, bench: np.ndarray, days_a_year: int = 252) -> Dict[str, float]:
+    """What daily returns `net [t]` earn over `bench [t]` (fractions, no NaN).
+
+    Returns:
+        `excess a year`: W[-1] ** (days_a_year / t) - 1 with W = prod((1 + net) / (1 + bench)); `IR`: mean / std (ddof 1) of the daily
+        differences x sqrt(days_a_year); `drawdown`: the largest fall of W from its peak (which starts at 1); `tracking error`: that std
+        x sqrt(days_a_year). NaN where undefined.
+
+    Raises:
+        ShapeError: lengths differ, or there is no day.
+    """
+    net, bench = np.asarray(net, dtype=np.float64), np.asarray(bench, dtype=np.float64)
+    if net.ndim != 1 or net.shape != bench.shape or not net.size:
+        raise ShapeError(f"returns {net.shape} and benchmark {bench.shape} must be vectors of one length above 0")
+    difference, wealth = net - bench, np.cumprod((1 + net) / (1 + bench))
+    spread = float(difference.std(ddof=1)) if net.size > 1 else float("nan")
+    return {"excess a year": float(wealth[-1] ** (days_a_year / net.size) - 1),
+            "IR": float(difference.mean() / spread * np.sqrt(days_a_year)) if spread > 0 else float("nan"),
+            "drawdown": float((wealth / np.maximum(np.maximum.accumulate(wealth), 1.0) - 1).min()),
+            "tracking error": spread * float(np.sqrt(days_a_year))}
+
+
 def newey_west_t(series: np.ndarray, lag: int) -> float:
     """t of the mean of a series with Bartlett weights up to `lag`: `mean / sqrt((g_0 + 2 sum_j (1 - j/(lag+1)) g_j) / n)`.
 
