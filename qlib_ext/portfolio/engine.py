@@ -354,8 +354,9 @@ def _fills(quotes: Quotes, plans: list[_Plan], days: list[int]) -> pd.DataFrame:
         return np.concatenate([np.zeros(0), *(getattr(plan, name) for plan in plans)])
 
     day = np.repeat(np.array(days, int), [len(plan.names) for plan in plans])
-    return pd.DataFrame({"datetime": _stamps(quotes.days[day]), "instrument": quotes.instruments[column("names").astype(int)],
-                         "amount": column("trade"), **{name: column(name) for name in ("price", "value", "cost")}})
+    codes = pd.Series(quotes.instruments).array.take(column("names").astype(int))
+    return pd.DataFrame({"datetime": _stamps(quotes.days[day]), "instrument": codes, "amount": column("trade"),
+                         **{name: column(name) for name in ("price", "value", "cost")}})
 
 
 def _stamps(days: np.ndarray) -> pd.DatetimeIndex:

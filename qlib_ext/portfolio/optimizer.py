@@ -117,11 +117,12 @@ class IndexEnhancer:
         self.risk_aversion, self.cost_aversion, self.pull = risk_aversion, cost_aversion, pull
 
     def solve(self, alpha, risk: RiskSnapshot, benchmark, current=None, *, no_buy=None, no_sell=None, sell_all=None, cost=(0.0, 0.0),
-              members=None, extras: Mapping[str, Any] | None = None, scale: float = 1.0, day: str | None = None) -> Solution:
+              members=None, extras: Mapping[str, Any] | None = None, scale: float = 1.0, day: str | None = None,
+              instruments: np.ndarray | None = None) -> Solution:
         """The best weights of one rebalance.
 
         Inputs by stock are pandas Series (aligned here: all stocks with a benchmark weight, a holding, or an alpha and exposures), or
-        arrays in the order of ``risk.instruments``.
+        arrays in the order of `instruments` (ascending; None: ``risk.instruments``).
 
         Args:
             alpha: higher is better; a stock without one (NaN, absent) is not bought and counts as the mean.
@@ -136,7 +137,7 @@ class IndexEnhancer:
             ShapeError, DataError: unusable input, named. InfeasibleError: no weights keep all limits, and the ladder is at its end.
             SolverError: no solver's answer could be verified.
         """
-        case, notes = _align(self.standardize, alpha, risk, benchmark, current, no_buy, no_sell, sell_all, cost, members, extras or {}, scale,
+        case, notes = _align(instruments, self.standardize, alpha, risk, benchmark, current, no_buy, no_sell, sell_all, cost, members, extras or {}, scale,
                              day)
         absent = check_missing(self.constraints, case, self.missing_styles)
         if absent:
@@ -177,10 +178,12 @@ class IndexEnhancer:
             found = self._try(case, strict, relaxed)
             if found is not None:
                 for other in [one for one in relaxed if one != family]:
-                    fewer = {one: relaxed[one] for one in relaxed if one != other}
-                    again = self._try(case, strict, fewer)
-                    if again is not None:
-                        relaxed, found = fewer, again
+                    for less in (1.0, *(value for name, value in self.ladder if name == other and value and value < relaxed[other])):
+                        fewer = {**relaxed, other: less}
+                        again = self._try(case, strict, fewer)
+                        if again is not None:
+                            relaxed, found = {name: value for name, value in fewer.items() if value > 1}, again
+                            break
                 if "turnover" in relaxed:
                     relaxed["turnover"] = found[0].turnover
                 return *found, relaxed
@@ -236,19 +239,25 @@ def _rung(one: Mapping[str, float | None]) -> tuple[str, float | None]:
 
 
 # ---- input ----------------------------------------------------------------------------------------------------------------------
-def _align(standardize: bool, alpha, risk: RiskSnapshot, benchmark, current, no_buy, no_sell, sell_all, cost, members, extras, scale,
+def _align(instruments: np.ndarray | None, standardize: bool, alpha, risk: RiskSnapshot, benchmark, current, no_buy, no_sell, sell_all, cost, members, extras, scale,
            day) -> tuple[Case, dict[str, Any]]:
     """Everything in one order; and what was done to it."""
-    day, names = str(risk.date) if day is None else str(day), risk.instruments
+    day, names = str(risk.date) if day is None else str(day), risk.instruments if instruments is None else np.asarray(instruments).astype(str)
     if not np.isfinite(scale) or scale < 1:
         raise ConfigError(f"scale must be a number from 1 up, got {scale!r}")
     given = {"alpha": alpha, "benchmark": benchmark, "current": current, "no_buy": no_buy, "no_sell": no_sell, "sell_all": sell_all, "members": members,
              "cost": cost[0], "cost of selling": cost[1], **{f"extras: {name}": values for name, values in extras.items()}}
     series = {name: values for name, values in given.items() if isinstance(values, pd.Series)}
+    arrays = [name for name, values in given.items() if not (values is None or np.isscalar(values) or name in series)]
+    if series and arrays and instruments is None:
+        raise ShapeError(f"{day}: {arrays[0]} is an array and {next(iter(series))} a Series: give Series by instrument everywhere, or arrays everywhere, "
+                         "or name the instruments of the arrays")
     for name, values in series.items():
         if values.index.has_duplicates:
             raise DataError(f"{day}: {name} names {values.index[values.index.duplicated()][0]} twice: every stock may have one row")
-    if series:
+    if (names[1:] <= names[:-1]).any():
+        raise DataError(f"{day}: instruments must be in ascending order, each once")
+    if series and instruments is None:
         owned = [values.index[values.to_numpy() > 0] for name, values in series.items() if name in ("benchmark", "current")]
         scored = series["alpha"].index[np.isfinite(series["alpha"].to_numpy(dtype=float))] if "alpha" in series else ()
         scored = [] if not len(scored) else np.asarray(scored).astype(str)[risk.rows(scored) >= 0]
@@ -266,9 +275,9 @@ def _align(standardize: bool, alpha, risk: RiskSnapshot, benchmark, current, no_
             return values.reindex(names).fillna(missing).to_numpy(dtype=kind) if values.dtype != bool else \
                 values.reindex(names, fill_value=missing).to_numpy(dtype=kind)
         values = np.asarray(values)
-        if series and len(names) != len(risk.instruments) or values.shape != (len(names),):
-            raise ShapeError(f"{day}: {name} has shape {values.shape} for {len(names)} stocks: give Series by instrument, or arrays in the order "
-                             "of risk.instruments and nothing else")
+        if values.shape != (len(names),):
+            raise ShapeError(f"{day}: {name} has shape {values.shape} for {len(names)} stocks: give a Series by instrument, or an array in the order "
+                             "of instruments (without them: risk.instruments)")
         return values.astype(kind)
 
     notes: dict[str, Any] = {}

@@ -219,75 +219,121 @@ class _Found:
 
 def _solve_columns(program: Program, chosen: np.ndarray, tolerance: float = FINE) -> _Found:
     """The program with weights that are not `chosen [n]` at their lower limits; a rough tolerance gives prices, and no answer."""
-    case = program.case
-    place = np.flatnonzero(chosen)
-    rest = np.where(chosen, 0.0, program.low) - case.benchmark           # active weights of what is not chosen; of the chosen less w
-    low, high, w0 = program.low[place], program.high[place], case.current[place]
-    names = np.arange(len(place))
-    costly = (program.buy_cost + program.sell_cost).any()
-    trades = costly or program.turnover is not None
-    both = np.flatnonzero((w0 > low) & (w0 < high)) if trades else np.empty(0, int)    # others only buy, or only sell
-    used = np.flatnonzero(np.isfinite(program.band_low) | np.isfinite(program.band_high) | np.isin(np.arange(len(program.names)), program.risky))
-    b, y = len(place) + np.arange(len(both)), len(place) + len(both) + np.arange(len(used))
-    width, c0 = len(place) + len(both) + len(used), program.dense.shape[1]
-    rows, marks = _Rows(), {}
-    dense = used[used < c0]
-    entries = [(np.arange(len(dense))[:, None], names[None], -program.dense[np.ix_(place, dense)].T), (np.arange(len(used)), y, 1.0)]
-    if len(used) > len(dense):
-        row_of = np.full(len(program.names) + 1, -1)
-        row_of[used] = np.arange(len(used))
-        row_of_name = np.where(program.group[place] >= 0, row_of[c0 + program.group[place]], -1)
-        mine = np.flatnonzero(row_of_name >= 0)
-        entries.append((row_of_name[mine], mine, -1.0))
-    rows.add(program.exposures(rest)[used], *entries)
-    rest_total = rest.sum() + case.benchmark.sum()
-    equal = program.invested[0] == program.invested[1]
-    if equal:
-        marks["invested"] = rows.add(program.invested[1] - rest_total, (0, names, 1.0))
-    zeros = rows.count
-    marks["low"] = rows.add(-low, (names, names, -1.0))
-    marks["high"] = rows.add(high, (names, names, 1.0))
-    if not equal:
-        marks["invested"] = rows.add(program.invested[1] - rest_total, (0, names, 1.0))
-        marks["uninvested"] = rows.add(rest_total - program.invested[0], (0, names, -1.0))
-    buying, constant = np.where(w0 <= low, 1.0, 0.0), -w0[w0 <= low].sum()
-    if len(both):
-        rows.add(np.zeros(len(both)), (np.arange(len(both)), b, -1.0))
-        rows.add(w0[both], (np.arange(len(both)), both, 1.0), (np.arange(len(both)), b, -1.0))
-    fixed = np.where(chosen, 0.0, program.low - case.current)
-    if program.turnover is not None:                      # buys - (sum w - sum w0) / 2, fixed trades apart
-        right = program.turnover - np.abs(fixed).sum() / 2 - constant - w0.sum() / 2
-        marks["turnover"] = rows.add(right, (0, names, buying - 0.5), (0, b, 1.0))
-    for mark, side, sign in (("upper", program.band_high, 1.0), ("lower", program.band_low, -1.0)):
-        at = np.flatnonzero(np.isfinite(side[used]))
-        marks[mark] = rows.add(sign * side[used][at], (np.arange(len(at)), y[at], sign))
-    nonneg, cones = rows.count - zeros, []
-    if program.tracking is not None:
-        marks["cone"], kept = _add_cone(program, rows, place, rest, y[np.searchsorted(used, program.risky)])
-        cones = [clarabel.SecondOrderConeT(rows.count - zeros - nonneg)]
-    square, linear = _objective(program, place, both, y[np.searchsorted(used, program.risky)], width, buying)
-    scale = np.abs(linear).max() or 1.0
-    result = _clarabel(square / scale, linear / scale, rows.matrix(width), np.concatenate(rows.right),
-                       [clarabel.ZeroConeT(zeros), clarabel.NonnegativeConeT(nonneg), *cones], tolerance)
-    status, z = str(result.status), np.array(result.z) * scale
-    prices = Prices(float(z[marks["invested"]][0] - (z[marks["uninvested"]][0] if not equal else 0.0)), np.zeros(len(program.names)))
-    for mark, side, sign in (("upper", program.band_high, 1.0), ("lower", program.band_low, -1.0)):
-        prices.bands[used[np.isfinite(side[used])]] += sign * z[marks[mark]]
-    if "turnover" in marks:
-        prices.turnover = max(float(z[marks["turnover"]][0]), 0.0)
-    if "cone" in marks:
-        prices.tracking, prices.cone = _cone_price(program, z[marks["cone"]], place, rest, kept)
+    matrices = _Matrices(program, chosen)
+    status, x, z = matrices.solve(tolerance)
+    prices, count = matrices.prices(z), len(matrices.place)
     if status in ("Solved", "AlmostSolved", "InsufficientProgress", "MaxIterations"):
         weights = program.low.copy()
-        weights[place] = np.array(result.x)[:len(place)]
+        weights[matrices.place] = x[:count]
         if tolerance == ROUGH:
             return _Found("rough", weights, program.bound(prices, np.clip(weights, program.low, program.high)))
-        answer, tidy = tidied(program, weights, prices, "clarabel", len(place))
+        answer, tidy = tidied(program, weights, prices, "clarabel", count)
         return _Found(answer, tidy, program.bound(prices, tidy))
     if status == "PrimalInfeasible" and np.array_equal(chosen, program.low < program.high):
         proved = program.bound(prices, None).value < 0
-        return _Found(Answer(None, prices, "clarabel", columns=len(place)) if proved else "infeasible without a proof")
+        return _Found(Answer(None, prices, "clarabel", columns=count) if proved else "infeasible without a proof")
     return _Found(status)
+
+
+class _Matrices:
+    """A program in Clarabel's form: minimise ``x'Px / 2 + q'x`` with ``b - Ax`` in its cones.
+
+    ``x`` holds the weights that are chosen, then the purchases of those that may be bought or sold (others only buy, or only sell: their trade
+    is linear in w), then the active exposures y that are limited or risky. What is not chosen stands in the right sides.
+    """
+
+    def __init__(self, program: Program, chosen: np.ndarray):
+        case, self.program = program.case, program
+        self.place = np.flatnonzero(chosen)
+        self.rest = np.where(chosen, 0.0, program.low) - case.benchmark       # active weights, of the chosen less w
+        self.trade = np.where(chosen, 0.0, program.low - case.current)        # trades of the others
+        self.w0, self.names = case.current[self.place], np.arange(len(self.place))
+        self.low, self.high = program.low[self.place], program.high[self.place]
+        trades = program.turnover is not None or (program.buy_cost + program.sell_cost).any()
+        self.both = np.flatnonzero((self.w0 > self.low) & (self.w0 < self.high)) if trades else np.empty(0, int)
+        self.buying = np.where(self.w0 <= self.low, 1.0, 0.0)
+        limited = np.isfinite(program.band_low) | np.isfinite(program.band_high)
+        limited[program.risky] = True
+        self.used = np.flatnonzero(limited)
+        self.buys = len(self.place) + np.arange(len(self.both))
+        self.y = len(self.place) + len(self.both) + np.arange(len(self.used))
+        self.risky = self.y[np.searchsorted(self.used, program.risky)]
+        self.width = len(self.place) + len(self.both) + len(self.used)
+        self.rows, self.marks = _Rows(), {}
+        self._add_exposures()
+        self._add_sums()
+        self._add_bounds()
+        self.nonnegative = self.rows.count - self.zeros
+        if program.tracking is not None:
+            self.marks["cone"], self.fixed_risk = _add_cone(program, self.rows, self.place, self.rest, self.risky)
+
+    def _add_exposures(self) -> None:
+        """``y - X'w = X'd`` of the rest."""
+        program, c0 = self.program, self.program.dense.shape[1]
+        dense = self.used[self.used < c0]
+        entries = [(np.arange(len(dense))[:, None], self.names[None], -program.dense[np.ix_(self.place, dense)].T),
+                   (np.arange(len(self.used)), self.y, 1.0)]
+        if len(self.used) > len(dense):
+            row_of = np.full(len(program.names) + 1, -1)
+            row_of[self.used] = np.arange(len(self.used))
+            row = np.where(program.group[self.place] >= 0, row_of[c0 + program.group[self.place]], -1)
+            entries.append((row[row >= 0], np.flatnonzero(row >= 0), -1.0))
+        self.rows.add(program.exposures(self.rest)[self.used], *entries)
+
+    def _add_sums(self) -> None:
+        """What is invested: one equation, or two limits."""
+        low, high = self.program.invested
+        rest = self.rest.sum() + self.program.case.benchmark.sum()
+        if low == high:
+            self.marks["invested"] = self.rows.add(high - rest, (0, self.names, 1.0))
+        self.zeros = self.rows.count
+        if low < high:
+            self.marks["invested"] = self.rows.add(high - rest, (0, self.names, 1.0))
+            self.marks["uninvested"] = self.rows.add(rest - low, (0, self.names, -1.0))
+
+    def _add_bounds(self) -> None:
+        """Weights, purchases, turnover (``buys - (sum w - sum w0) / 2``) and bands."""
+        program, rows, names, both = self.program, self.rows, self.names, self.both
+        rows.add(-self.low, (names, names, -1.0))
+        rows.add(self.high, (names, names, 1.0))
+        if len(both):
+            each = np.arange(len(both))
+            rows.add(np.zeros(len(both)), (each, self.buys, -1.0))
+            rows.add(self.w0[both], (each, both, 1.0), (each, self.buys, -1.0))
+        if program.turnover is not None:
+            bought = self.w0[self.w0 <= self.low].sum()
+            right = program.turnover - np.abs(self.trade).sum() / 2 + bought - self.w0.sum() / 2
+            self.marks["turnover"] = rows.add(right, (0, names, self.buying - 0.5), (0, self.buys, 1.0))
+        for mark, side, sign in self._sides():
+            at = np.flatnonzero(np.isfinite(side[self.used]))
+            self.marks[mark] = rows.add(sign * side[self.used][at], (np.arange(len(at)), self.y[at], sign))
+
+    def _sides(self):
+        return ("upper", self.program.band_high, 1.0), ("lower", self.program.band_low, -1.0)
+
+    def solve(self, tolerance: float) -> tuple[str, np.ndarray, np.ndarray]:
+        """Clarabel's status, x, and the multipliers of the rows, in units of the objective."""
+        square, linear = _objective(self.program, self.place, self.both, self.risky, self.width, self.buying)
+        scale = np.abs(linear).max(initial=0.0) or 1.0
+        cones = [clarabel.ZeroConeT(self.zeros), clarabel.NonnegativeConeT(self.nonnegative)]
+        if "cone" in self.marks:
+            cones.append(clarabel.SecondOrderConeT(self.rows.count - self.zeros - self.nonnegative))
+        result = _clarabel(square / scale, linear / scale, self.rows.matrix(self.width), np.concatenate(self.rows.right), cones, tolerance)
+        return str(result.status), np.array(result.x), np.array(result.z) * scale
+
+    def prices(self, z: np.ndarray) -> Prices:
+        """The multipliers by limit."""
+        program, marks = self.program, self.marks
+        prices = Prices(float(z[marks["invested"]][0]), np.zeros(len(program.names)))
+        if "uninvested" in marks:
+            prices.invested -= float(z[marks["uninvested"]][0])
+        for mark, side, sign in self._sides():
+            prices.bands[self.used[np.isfinite(side[self.used])]] += sign * z[marks[mark]]
+        if "turnover" in marks:
+            prices.turnover = max(float(z[marks["turnover"]][0]), 0.0)
+        if "cone" in marks:
+            prices.tracking, prices.cone = _cone_price(program, z[marks["cone"]], self.place, self.rest, self.fixed_risk)
+        return prices
 
 
 def _add_cone(program: Program, rows: _Rows, place: np.ndarray, rest: np.ndarray, y: np.ndarray) -> tuple[slice, float]:
@@ -335,10 +381,8 @@ def _objective(program: Program, place: np.ndarray, both: np.ndarray, y: np.ndar
 
 def _clarabel(square, linear, matrix, right, cones, tolerance):
     settings = clarabel.DefaultSettings()
+    settings.verbose, settings.max_threads, settings.presolve_enable = False, 1, False
     settings.tol_gap_abs = settings.tol_gap_rel = settings.tol_feas = tolerance
-    settings.verbose = False
-    settings.max_threads = 1
-    settings.presolve_enable = False
     return clarabel.DefaultSolver(square, linear, matrix, right, cones, settings).solve()
 
 
@@ -353,22 +397,17 @@ def polish(program: Program, weights: np.ndarray, prices: Prices, near: float = 
     kept = np.where(np.abs(kept - case.current) < near, np.clip(case.current, low, high), kept)
     inside = (kept > low) & (kept < high) & (kept != case.current)
     best, worst = before, max(program.violations(before).values())
-    for _ in range(3):
-        if not inside.any():
-            break
-        rows, gaps = _active_rows(program, kept, prices)
-        rows = rows[:, inside]
-        step = np.linalg.lstsq(rows @ rows.T, gaps, rcond=1e-13)[0] @ rows
-        kept = kept.copy()
-        kept[inside] += step
-        out = (kept < low) | (kept > high)
-        kept = np.clip(kept, low, high)
-        inside &= ~out
+    for step in range(4):
         found = max(program.violations(kept).values())
         if found < max(worst, VIOLATION / 10):
             best, worst = kept, found
-        if worst < 1e-12:
+        if worst < 1e-12 or step == 3 or not inside.any():
             break
+        rows, gaps = _active_rows(program, kept, prices)
+        rows = rows[:, inside]
+        moved = kept.copy()
+        moved[inside] += np.linalg.lstsq(rows @ rows.T, gaps, rcond=1e-13)[0] @ rows
+        kept, inside = np.clip(moved, low, high), inside & (moved >= low) & (moved <= high)
     return best
 
 
