@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
+from qlib_ext.check_portfolio import check_portfolio
 from qlib_ext.errors import ConfigError, DataError, ExtError
 from qlib_ext.signatures import Keywords, did_you_mean, keywords, library_names, wrong_numbers
 from qlib_ext.workflow import Node, class_nodes, environment_variable_of, load_workflow, quiet, values
@@ -283,6 +284,7 @@ class _Checker:
             if _is_record(self.classes.get(node.where)) and isinstance(config, dict) and isinstance(config.get("backtest"), dict):
                 data.check_backtest(self.add, f"{node.where}.kwargs.config.backtest", config["backtest"], self.store, segments,
                                     codes)
+                check_portfolio(self.add, self.warn, f"{node.where}.kwargs.config", config, self.store, codes)
         self._embargo(handler, dataset, segments, place)
 
     def _handler(self, place: str):

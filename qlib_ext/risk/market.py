@@ -30,6 +30,8 @@ LONGEST_GAP = 5
 _BASIC = ("change", "close", "volume", "factor", "float_shares", "turnover", "industry", "is_st", *CAPS)
 _MADE = {"returns", "daily_returns", "market", "cap", "turnover", "earnings_surprise"}
 _STORED = sorted({name for one in (*DESCRIPTORS, *EXTRAS) for name in one.needs} - _MADE)
+FIELDS = tuple(dict.fromkeys((*_BASIC, *_STORED)))
+"""Fields of a store that the risk model uses where they are."""
 INDEX = re.compile(r"(SH000|SZ399)\d{3}")
 """Codes of indices, which folders from elsewhere list among all instruments."""
 
@@ -77,7 +79,7 @@ def store_fields() -> list[str]:
     for code in stock_codes():
         with suppress(FileNotFoundError):
             files.update(os.listdir(features / code.lower()))
-    return [name for name in dict.fromkeys((*_BASIC, *_STORED)) if f"{name}.day.bin" in files]
+    return [name for name in FIELDS if f"{name}.day.bin" in files]
 
 
 def choose_cap(cap: str, fields: list[str]) -> str:
@@ -97,6 +99,14 @@ def choose_cap(cap: str, fields: list[str]) -> str:
         logger.warning("the store has no market values (total_cap, float_cap): all stocks weigh alike, and there are no size, "
                        "nonlinear_size and value styles; ingest float_shares_monthly to have them")
     return found
+
+
+def at_hand(fields: list[str], cap: str) -> list[str]:
+    """What descriptors may ask for, given the store's fields and a choice of `choose_cap`."""
+    have = {"returns", "daily_returns", "market", *fields} - {"total_cap"} | ({"cap"} if cap != "equal" else set())
+    have |= {"total_cap"} & set(fields) if cap != "equal" else set()
+    have |= {"turnover"} if {"volume", "float_shares"} <= set(fields) else set()
+    return sorted(have | ({"preferred_equity"} if "equity" in fields else set()))
 
 
 class MarketReader:

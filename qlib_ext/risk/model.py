@@ -25,7 +25,7 @@ from qlib_ext.jit import source_digest
 from qlib_ext.risk.covariance import CovarianceOptions
 from qlib_ext.risk.descriptor import EXTRA_STYLES, LONGEST, STYLES
 from qlib_ext.risk.estimate import Exposed, History, Regressions, days_kept, regressions, risk_days
-from qlib_ext.risk.market import MarketArrays, MarketReader, choose_cap, store_fields
+from qlib_ext.risk.market import MarketArrays, MarketReader, at_hand, choose_cap, store_fields
 from qlib_ext.risk.snapshot import RiskDay, RiskSnapshot
 from qlib_ext.risk.style import coverage, possible, style_exposures
 from qlib_ext.store.metadata import fingerprint, read_metadata
@@ -75,11 +75,7 @@ class RiskOptions:
         """
         fields = store_fields()
         cap = choose_cap(self.cap, fields)
-        have = {"returns", "daily_returns", "market", *fields} - {"total_cap"} | ({"cap"} if cap != "equal" else set())
-        have |= {"total_cap"} & set(fields) if cap != "equal" else set()
-        have |= {"turnover"} if {"volume", "float_shares"} <= set(fields) else set()
-        have |= {"preferred_equity"} if "equity" in fields else set()
-        found, missing = possible(sorted(have), self.styles)
+        found, missing = possible(at_hand(fields, cap), self.styles)
         if self.styles is not None and missing:
             raise DataError(f"the store does not allow the styles {sorted(missing)}: {missing}")
         if not found:
