@@ -248,13 +248,13 @@ def _align(instruments: np.ndarray | None, standardize: bool, alpha, risk: RiskS
     given = {"alpha": alpha, "benchmark": benchmark, "current": current, "no_buy": no_buy, "no_sell": no_sell, "sell_all": sell_all, "members": members,
              "cost": cost[0], "cost of selling": cost[1], **{f"extras: {name}": values for name, values in extras.items()}}
     series = {name: values for name, values in given.items() if isinstance(values, pd.Series)}
+    for name, values in series.items():
+        if values.index.has_duplicates:
+            raise DataError(f"{day}: {name} names {values.index[values.index.duplicated()][0]} twice: every stock may have one row")
     arrays = [name for name, values in given.items() if not (values is None or np.isscalar(values) or name in series)]
     if series and arrays and instruments is None:
         raise ShapeError(f"{day}: {arrays[0]} is an array and {next(iter(series))} a Series: give Series by instrument everywhere, or arrays everywhere, "
                          "or name the instruments of the arrays")
-    for name, values in series.items():
-        if values.index.has_duplicates:
-            raise DataError(f"{day}: {name} names {values.index[values.index.duplicated()][0]} twice: every stock may have one row")
     if (names[1:] <= names[:-1]).any():
         raise DataError(f"{day}: instruments must be in ascending order, each once")
     if series and instruments is None:

@@ -401,7 +401,7 @@ def polish(program: Program, weights: np.ndarray, prices: Prices, near: float = 
         found = max(program.violations(kept).values())
         if found < max(worst, VIOLATION / 10):
             best, worst = kept, found
-        if worst < 1e-12 or step == 3 or not inside.any():
+        if found < 1e-12 or step == 3 or not inside.any():
             break
         rows, gaps = _active_rows(program, kept, prices)
         rows = rows[:, inside]
@@ -418,8 +418,9 @@ def _active_rows(program: Program, weights: np.ndarray, prices: Prices) -> tuple
     exposure, rows, gaps = program.exposures(active), [], []
 
     def bind(row: np.ndarray, value: float, low: float, high: float, price: float) -> None:
-        limit = high if price > 0 or value > high else low
-        if np.isfinite(limit) and (low == high or value > high or value < low or abs(value - limit) < 1e-6 * max(abs(limit), 1.0)):
+        limit = high if value > high or price > 0 and value >= low else low
+        near = abs(price) > 1e-8 * program.unit and abs(value - limit) < 1e-6 * max(abs(limit), 1.0)
+        if np.isfinite(limit) and (low == high or value > high or value < low or near):
             rows.append(row)
             gaps.append(limit - value)
 
@@ -430,11 +431,11 @@ def _active_rows(program: Program, weights: np.ndarray, prices: Prices) -> tuple
         bind(program.spread(unit), exposure[k], program.band_low[k], program.band_high[k], prices.bands[k])
         unit[k] = 0.0
     if program.turnover is not None:
-        bind(np.sign(weights - case.current) / 2, program.one_way(weights), -np.inf, program.turnover, 1.0)
+        bind(np.sign(weights - case.current) / 2, program.one_way(weights), -np.inf, program.turnover, prices.turnover)
     if program.tracking is not None:
         risk = program.active_risk(active)
         if risk > 0:
-            bind(DAYS_A_YEAR * program.risk_gradient(active) / risk, risk, -np.inf, program.tracking, 1.0)
+            bind(DAYS_A_YEAR * program.risk_gradient(active) / risk, risk, -np.inf, program.tracking, prices.tracking)
     return np.array(rows).reshape(-1, len(weights)), np.array(gaps)
 
 
