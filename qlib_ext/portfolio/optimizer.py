@@ -290,7 +290,7 @@ def _align(instruments: np.ndarray | None, standardize: bool, alpha, risk: RiskS
         notes["benchmark_sum"] = round(total, 6)
     held = take("current", 0.0)
     _check_weights(day, "current", held)
-    if held.sum() > 1 + 1e-3:
+    if held.sum() > 1.1:
         raise DataError(f"{day}: current weights sum to {held.sum():.4f}: give shares of the whole account, cash apart")
     score, unscored = _scores(day, take("alpha", np.nan), standardize)
     if unknown.any():
@@ -481,13 +481,14 @@ class EnhancedIndexingOptimizer:
                              risk_aversion=self.lamb / DAYS_A_YEAR, pull=0.0)
 
     def __call__(self, r, F, cov_b, var_u, w0, wb, mfh=None, mfs=None) -> np.ndarray:
-        """Weights ``[n]``. Arguments as Qlib's: r, var_u, w0, wb ``[n]``, F ``[n, k]``, cov_b ``[k, k]``, bool masks: mfh must be held as it is,
+        """Weights ``[n]``. Arguments as Qlib's: r, var_u, w0, wb ``[n]`` (or columns ``[n, 1]``), F ``[n, k]``, cov_b ``[k, k]``, bool masks: mfh must be held as it is,
         mfs must be sold (which goes before mfh).
 
         Raises:
             ShapeError, DataError: unusable arrays. InfeasibleError: no weights keep all limits. SolverError.
         """
-        r, F, cov_b, var_u, w0, wb = (np.asarray(one, dtype=np.float64) for one in (r, F, cov_b, var_u, w0, wb))
+        r, var_u, w0, wb = (np.asarray(one, dtype=np.float64).ravel() for one in (r, var_u, w0, wb))
+        F, cov_b = np.asarray(F, dtype=np.float64), np.asarray(cov_b, dtype=np.float64)
         names = np.array([f"{place:06d}" for place in range(len(r))])
         risk = RiskSnapshot(np.datetime64("1970-01-01"), names, [f"f{k}" for k in range(F.shape[1])], F, cov_b, var_u)
         if self.scale_return:

@@ -1,0 +1,283 @@
+"""Index enhancement and top-k inside Qlib's loop and the fast engine: schedule, locks, certificates, nothing of the future."""
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+from enhanced_market import FIRST, LAST, LIMITS, backtest, prepared, scores
+from small_market import start_qlib
+
+from qlib_ext.errors import ConfigError, DataError, InfeasibleError
+from qlib_ext.portfolio.exchange import AShareExchange
+from qlib_ext.portfolio.strategy import Closes, EnhancedIndexingStrategy, IndexEnhancementStrategy, Schedule, TopKStrategy, index_scale, week_of
+
+
+@pytest.fixture(scope="module")
+def market(tmp_path_factory):
+    store, risk = prepared(tmp_path_factory.mktemp("enhanced"))
+    start_qlib(store)
+    return store, risk
+
+
+@pytest.fixture
+def made(market):
+    """A strategy with some keywords replaced, and the exchange."""
+    store, risk = market
+
+    def make(kind=IndexEnhancementStrategy, **options):
+        usual = {"signal": scores(store)}
+        if kind is IndexEnhancementStrategy:
+            usual.update(index="csi1000", optimizer={"constraints": LIMITS}, snapshots=str(risk))
+        return kind(**{**usual, **options})
+    return make
+
+
+@pytest.fixture(scope="module")
+def exchange(market):
+    return AShareExchange("2016-04-25", "2016-12-01", costs="dated")
+
+
+STRATEGIES = {"enhanced": {}, "topk": {"kind": TopKStrategy, "topk": 100, "buffer": 0.5, "universe": "csi1000"},
+              "every third day": {"rebalance": 3}, "part": {"risk_degree": 0.9}}
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_fast_engine_is_qlibs_loop(made, exchange, name):
+    fast = made(**STRATEGIES[name]).simulate(exchange, FIRST, LAST, 1e7)
+    slow = made(**STRATEGIES[name])
+    report, positions = backtest(slow, exchange)
+    for column in ("account", "total_turnover", "total_cost", "value", "cash"):
+        np.testing.assert_allclose(report[column], fast.report[column], rtol=1e-9, atol=1e-4, err_msg=column)
+    np.testing.assert_allclose(report["return"], fast.report["return"], atol=1e-12)
+    last = positions[report.index[-1]].get_stock_amount_dict()
+    held = {code: amount for code, amount in zip(fast.quotes.instruments, fast.positions[-1]) if amount > 0}
+    assert last == pytest.approx(held, rel=1e-9)
+    assert len(fast.fills) > 50
+
+
+def test_certificates_prove_every_rebalance(made, exchange):
+    strategy = made()
+    result = strategy.simulate(exchange, FIRST, LAST, 1e7)
+    certificates, exposures, decisions = (strategy.table(name) for name in ("certificates", "exposures", "decisions"))
+    days = pd.DatetimeIndex(certificates["trade_day"])
+    assert len(certificates) == len({week_of(day) for day in result.quotes.days}) and days[0] == result.report.index[0]
+    assert (certificates["violation"] <= 1e-8).all() and (certificates["gap"] <= 2e-6).all()
+    assert certificates["invested"].to_numpy() == pytest.approx(1) and (certificates["turnover"][1:] <= 0.3 + 1e-8).all()
+    strict = certificates.loc[certificates["status"] == "optimal", "day"]
+    inside = exposures[exposures["day"].isin(strict) & np.isfinite(exposures["high"])]
+    assert len(inside) and (inside["exposure"].abs() <= inside["high"] + 1e-8).all()
+    assert (decisions["weight"] <= np.maximum(5 * decisions["benchmark"], decisions["current"]) + 1e-8).all()
+    totals = decisions.groupby("day")[["weight", "benchmark"]].sum()
+    assert totals.to_numpy() == pytest.approx(1)
+    assert set(fills_on(result)) == set(days[[True] + [True] * (len(days) - 1)])
+    assert json.loads(certificates["notes"][0])["scale"] == {"factor": 25.0, "of": []}
+
+
+def fills_on(result):
+    return result.fills["datetime"].unique()
+
+
+def test_decisions_are_made_at_the_close_and_traded_the_next_day(made, exchange):
+    strategy = made()
+    result = strategy.simulate(exchange, FIRST, LAST, 1e7)
+    table, calendar = strategy.table("certificates"), Closes(None).days
+    decided, traded = (table[name].to_numpy(dtype="datetime64[D]") for name in ("day", "trade_day"))
+    assert (np.searchsorted(calendar, traded) - np.searchsorted(calendar, decided) == 1).all()
+    assert all(week_of(a) < week_of(b) for a, b in zip(decided[1:], traded[1:]))
+    held = result.weights()
+    t = int(np.searchsorted(result.quotes.days, traded[5]))
+    current = strategy.table("decisions").query("day == @table.day[5]").set_index("instrument")["current"]
+    before = pd.Series(held[t - 1], index=result.quotes.instruments)
+    assert current[current > 0].to_dict() == pytest.approx(before[before > 0].to_dict(), rel=1e-9)
+
+
+def test_locks_are_those_of_the_close(made, exchange):
+    """What was suspended keeps its weight, what closed at the upper limit is not bought, at the lower one not sold."""
+    strategy = made(optimizer={"constraints": {"tracking_error": 0.03}})                  # close to the index: nearly all members are held
+    strategy.simulate(exchange, FIRST, LAST, 1e7)
+    closes, counts = strategy.closes, {"halted": 0, "no_buy": 0}
+    for day, rows in strategy.table("decisions").groupby("day"):
+        t = int(np.searchsorted(closes.days, np.datetime64(day)))
+        for name, weight, current in rows[["instrument", "weight", "current"]].itertuples(index=False):
+            n = int(np.searchsorted(closes.codes, name))
+            close, up, down = (closes.laid[field][t, n] for field in ("close", "limit_up", "limit_down"))
+            if np.isnan(close):
+                counts["halted"] += current > 0
+                assert weight == pytest.approx(current, abs=1e-9)
+            elif close >= up * 0.9999:
+                counts["no_buy"] += 1
+                assert weight <= current + 1e-9
+            elif close <= down * 1.0001:
+                assert weight >= current - 1e-9
+    assert all(counts.values()), counts
+
+
+def test_nothing_of_the_future_enters_a_decision(made, market, exchange, tmp_path):
+    """Prices, limits, flags and weights after a day are corrupted: decisions up to the day stay the same to the last bit."""
+    store, _ = market
+    strategy = made()
+    strategy.simulate(exchange, FIRST, LAST, 1e7)
+    kept = strategy.table("decisions")
+    spoilt = tmp_path / "store"
+    shutil.copytree(store, spoilt)
+    day = pd.Timestamp("2016-08-12")
+    calendar = pd.DatetimeIndex((spoilt / "calendars" / "day.txt").read_text().split())
+    draw, after = np.random.default_rng(0), int(calendar.searchsorted(day, side="right"))
+    for file in (spoilt / "features").rglob("*.day.bin"):
+        content = np.fromfile(file, "<f4")
+        first = max(after - int(content[0]), 0) + 1
+        if first < len(content) and file.name != "factor.day.bin":
+            content[first:] *= draw.uniform(0.7, 1.3, len(content) - first).astype(np.float32)
+            content.tofile(file)
+    start_qlib(spoilt)
+    try:
+        again = made()
+        again.simulate(AShareExchange("2016-04-25", "2016-12-01", costs="dated"), FIRST, LAST, 1e7)
+        found = again.table("decisions")
+    finally:
+        start_qlib(store)
+    past = lambda frame: frame[frame["day"] <= str(day.date())].reset_index(drop=True)  # noqa: E731
+    pd.testing.assert_frame_equal(past(kept), past(found), check_exact=True)
+    assert len(past(kept)) < len(kept) and not kept.equals(found)
+
+
+def test_members_returns_are_the_stores_total_return_index(made, market):
+    from qlib.data import D
+    closes = made().closes
+    days = closes.days[(closes.days >= np.datetime64(FIRST)) & (closes.days <= np.datetime64(LAST))]
+    found = closes.benchmarks(days)
+    index = D.features(["CSI1000TR"], ["$change"], start_time=FIRST, end_time=LAST).droplevel(0)["$change"]
+    np.testing.assert_allclose(found["total_return"], index, atol=2e-6)
+    returns = D.features(D.instruments("all"), ["$change", "Ref($csi1000_weight, 1)"], start_time=FIRST, end_time=LAST)
+    held = returns[returns.iloc[:, 1] > 0]["$change"].fillna(0.0).groupby("datetime").mean()
+    np.testing.assert_allclose(found["equal_weight"], held, atol=1e-6)
+
+
+def test_caps_grow_on_a_store_with_small_indices(made, exchange):
+    assert index_scale("csi1000") == 25 and index_scale("all") == 1
+    strategy = made(optimizer={"constraints": {"cap": 0.01, "industry": 0.5}}, scale=None)
+    strategy.simulate(exchange, FIRST, "2016-05-20", 1e7)
+    assert strategy.table("decisions")["weight"].max() == pytest.approx(0.25, abs=1e-6)
+    assert json.loads(strategy.table("certificates")["notes"][0])["scale"] == {"factor": 25.0, "of": ["cap"]}
+
+
+def test_an_impossible_rebalance_raises_or_holds(made, exchange):
+    impossible = {"optimizer": {"constraints": {"cap": 0.3, "member_share": 1.0, "industry": 0.0, "style": {"size": 0.0, "beta": 0.0},
+                                                "tracking_error": 1e-5}, "ladder": None}}
+    with pytest.raises(InfeasibleError, match="no weights keep all of"):
+        made(**impossible, blacklist=Closes("csi1000").codes[::2].tolist()).simulate(exchange, FIRST, LAST, 1e7)
+    strategy = made(**impossible, blacklist=Closes("csi1000").codes[::2].tolist(), infeasible="hold")
+    result = strategy.simulate(exchange, FIRST, "2016-05-20", 1e7)
+    assert (strategy.table("certificates")["status"] == "infeasible").all() and (result.report["turnover"] == 0).all()
+
+
+def test_blacklist_and_special_treatment_are_not_bought(made, exchange):
+    plain = made()
+    plain.simulate(exchange, FIRST, "2016-06-30", 1e7)
+    bought = plain.table("decisions").query("weight > 0")["instrument"].value_counts().index[:5].tolist()
+    strategy = made(blacklist=bought)
+    strategy.simulate(exchange, FIRST, "2016-06-30", 1e7)
+    assert not strategy.table("decisions").query("instrument in @bought and weight > 0").shape[0]
+    closes, freely = Closes(None), Closes(None, buy_special=True)
+    special = closes.laid["is_st"] == 1
+    t = np.flatnonzero(special.any(axis=1))[0]
+    assert closes.at(closes.days[t]).no_buy[special[t]].all()
+    assert (closes.at(closes.days[t]).no_buy & ~freely.at(closes.days[t]).no_buy).any()
+
+
+def test_top_k_keeps_what_is_within_the_buffer(made, exchange, market):
+    strategy = made(TopKStrategy, topk=250, buffer=1.0, universe="csi1000")              # 10 of 40: the index is 25 times smaller
+    assert strategy.topk == 10
+    strategy.simulate(exchange, FIRST, LAST, 1e7)
+    table, before, stayed = strategy.table("decisions"), None, 0
+    for day, rows in table.groupby("day"):
+        ranked = scores(market[0]).loc[day, "score"].dropna().sort_values(ascending=False)
+        members = [code for code in ranked.index if strategy.closes.days is not None and code in member_codes(day)]
+        now = set(rows["instrument"])
+        assert rows["weight"].sum() == pytest.approx(1) and len(now) == 10
+        if before is not None:
+            movable = {code for code in before if code in members[:20]}
+            assert movable <= now or len(movable) > 10
+            stayed += len(movable)
+        before = now
+    assert stayed > 10
+
+
+def member_codes(day: str) -> set:
+    from qlib_ext.data.universe import member_spans
+    return {code for code, spans in member_spans("csi1000").items() if any(a <= pd.Timestamp(day) <= b for a, b in spans)}
+
+
+def test_qlibs_own_exchange_serves_too(made, market):
+    from qlib.backtest.exchange import Exchange
+    exchange = Exchange(start_time="2016-04-25", end_time="2016-12-01", codes="all", deal_price="close", limit_threshold=0.095, open_cost=0.0005,
+                        close_cost=0.0015, min_cost=5)
+    strategy = made()
+    report, positions = backtest(strategy, exchange)
+    assert (report["cash"] > 0).all() and report["value"].iloc[5] / report["account"].iloc[5] > 0.95
+    assert len(strategy.table("certificates")) == len({week_of(np.datetime64(day, "D")) for day in report.index})
+
+
+def test_qlibs_enhanced_indexing_with_our_optimiser(market, exchange, tmp_path):
+    from qlib_ext.store.snapshots import SnapshotStore, export_qlib
+    store, risk = market
+    export_qlib(SnapshotStore(risk), tmp_path / "root")
+    strategy = EnhancedIndexingStrategy(signal=scores(store), riskmodel_root=str(tmp_path / "root"), market="csi1000",
+                                        optimizer_kwargs={"delta": 0.4, "b_dev": 0.05, "lamb": 1})
+    report, positions = backtest(strategy, exchange)
+    assert report["turnover"].iloc[1:].max() > 0.01 and len(positions[report.index[-1]].get_stock_list()) > 5
+
+
+def test_schedule():
+    days = pd.bdate_range("2024-01-01", "2024-02-09").to_numpy().astype("datetime64[D]")
+    due = lambda rebalance: run(Schedule(rebalance), days)  # noqa: E731
+    assert [str(day) for day in due("week")] == ["2024-01-01", "2024-01-05", "2024-01-12", "2024-01-19", "2024-01-26", "2024-02-02"]
+    assert due(10) == [days[0], days[10], days[20]]
+    assert [str(day) for day in due(["2024-01-13", "2024-02-01", "2030-01-01"])] == ["2024-01-12", "2024-02-01"]
+    for wrong in ("weekly", 0, True, [], ["someday"]):
+        with pytest.raises(ConfigError, match="rebalance"):
+            Schedule(wrong)
+
+
+def run(schedule: Schedule, days: np.ndarray) -> list:
+    found = []
+    for step, (decided, traded) in enumerate(zip(days[:-1], days[1:])):
+        if schedule.due(step, decided, traded):
+            found.append(decided)
+            schedule.started(step)
+    return found
+
+
+@pytest.mark.parametrize("options, error, words", [
+    ({"index": "csi9"}, ConfigError, "csi9"), ({"optimizer": {"presett": "meta"}}, ConfigError, "presett"),
+    ({"optimizer": {"preset": "metta"}}, ConfigError, "did you mean meta"), ({"rebalance": "daily"}, ConfigError, "rebalance"),
+    ({"signal": "<PRED>"}, ConfigError, "not filled"), ({"risk_degree": 1.2}, ConfigError, "risk_degree"),
+    ({"infeasible": "ignore"}, ConfigError, "infeasible"), ({"blacklist": "SH600000"}, ConfigError, "list of codes"),
+])
+def test_wrong_keywords_are_refused(made, options, error, words):
+    with pytest.raises(error, match=words):
+        made(**options)
+
+
+def test_a_signal_of_other_stocks_is_refused(made, market, exchange):
+    few = scores(market[0])
+    few = few[few.index.get_level_values(1) < "SH600010"]
+    with pytest.raises(DataError, match="the signal scores"):
+        made(signal=few).simulate(exchange, FIRST, LAST, 1e7)
+
+
+def test_a_style_the_store_lacks_is_an_error_or_listed(made, exchange):
+    options = {"constraints": {**LIMITS, "style": {"size": 0.5, "no_such_style": 0.5}}}
+    with pytest.raises(DataError, match="no_such_style"):
+        made(optimizer=options).simulate(exchange, FIRST, LAST, 1e7)
+    strategy = made(optimizer={**options, "missing_styles": "drop"})
+    strategy.simulate(exchange, FIRST, "2016-05-20", 1e7)
+    assert json.loads(strategy.table("certificates")["notes"][0])["missing_styles"] == ["no_such_style"]
+
+
+def test_extras_of_the_risk_model_are_bounded(made, exchange):
+    strategy = made(optimizer={"constraints": {"benchmark_multiple": 8, "style": {"size": 0.3, "size_squared": 0.05, "volatility_60": 0.2}}})
+    strategy.simulate(exchange, FIRST, "2016-06-30", 1e7)
+    table = strategy.table("exposures").query("column == 'size_squared' or column == 'volatility_60'")
+    assert len(table) and (table["exposure"].abs() <= table["high"] + 1e-8).all() and table["price"].abs().max() > 1e-6
