@@ -12,7 +12,7 @@ from typing import Any, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from qlib_ext.errors import ConfigError, DataError, InfeasibleError, ShapeError
+from qlib_ext.errors import ConfigError, DataError, InfeasibleError, ShapeError, SolverError
 from qlib_ext.portfolio.constraint import FAMILIES, Style, check_missing, make_constraints
 from qlib_ext.portfolio.preset import preset_constraints
 from qlib_ext.portfolio.program import DAYS_A_YEAR, Case, Program
@@ -361,11 +361,15 @@ def conflict(program: Program, failed: Answer, solver: str) -> list[str]:
     prices = np.abs(np.broadcast_to(failed.prices.bands, len(program.names)))
     names = [name for name, price in zip(program.names, prices) if price > 1e-6 * max(prices.max(initial=0.0), 1e-300)]
     names += [name for name, there in (("turnover", program.turnover is not None), ("tracking_error", program.tracking is not None)) if there]
-    if solve(_only(program, names), solver).weights is not None:
-        names = [*program.names, *names[-2:]]
+    def impossible(some: list[str]) -> bool:
+        found = _solved(_only(program, some), solver)
+        return found is not None and found.weights is None
+
+    if not impossible(names):
+        names = [*program.names, *(name for name in ("turnover", "tracking_error") if name in names)]
     for name in list(names):
         fewer = [one for one in names if one != name]
-        if solve(_only(program, fewer), solver).weights is None:
+        if impossible(fewer):
             names = fewer
     return names or ["caps, locks and investment"]
 
@@ -402,13 +406,21 @@ def _round(program: Program, weights: np.ndarray, solver: str) -> tuple[np.ndarr
             tried.low, tried.high = fixed.low.copy(), fixed.high.copy()
             tried.low[some], tried.high[some] = low[some], high[some]
             room = tried.low.sum() <= program.invested[1] and tried.high.sum() >= program.invested[0]
-            answer = solve(tried, solver) if room else None
+            answer = _solved(tried, solver) if room else None
             if answer is not None and answer.weights is not None:
                 fixed, best = tried, answer.weights
                 break
             count //= 2
         left[order[:1]] |= not count
     return best, int(_too_small(program, best).sum())
+
+
+def _solved(program: Program, solver: str) -> Answer | None:
+    """`solve`, None where no answer can be verified."""
+    try:
+        return solve(program, solver)
+    except SolverError:
+        return None
 
 
 def _too_small(program: Program, weights: np.ndarray) -> np.ndarray:

@@ -17,7 +17,7 @@ from scipy import sparse
 from qlib_ext.errors import SolverError
 from qlib_ext.portfolio.program import DAYS_A_YEAR, Bound, Prices, Program
 
-GAP, VIOLATION, SNAP = 2e-6, 1e-8, (1e-6, 1e-9)
+GAP, VIOLATION, SNAP = 2e-6, 1e-8, (1e-6, 1e-9, 0.0)
 """What an answer may be short of the best (relative), overstep a limit by, and be away from a bound to be put on it."""
 SCREEN_FROM, SCREEN_NAMES, SCREEN_ROUNDS = 150, 40, 6
 ROUGH_FROM, ROUGH, FINE, PRECISE = 2000, 1e-3, 1e-8, 1e-11
@@ -65,7 +65,7 @@ def _fixed(program: Program) -> Answer:
 def tidied(program: Program, weights: np.ndarray, prices: Prices, solver: str, columns: int) -> tuple[Answer | str, np.ndarray]:
     """`verified` polished weights, with less put on bounds where that is too much; and the weights."""
     for near in SNAP:
-        tidy = polish(program, weights, prices, near)
+        tidy = polish(program, weights, prices, near) if near else np.clip(weights, program.low, program.high)
         answer = verified(program, tidy, prices, solver, columns)
         if isinstance(answer, Answer):
             break

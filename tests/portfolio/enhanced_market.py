@@ -31,11 +31,11 @@ def scores(store: Path) -> pd.DataFrame:
     return pd.DataFrame({"score": values}, index=frame.index)
 
 
-def backtest(strategy, exchange, benchmark: str = "SH000852"):
+def backtest(strategy, exchange, end: str = LAST, benchmark: str = "SH000852"):
     """Qlib's report and positions of a strategy on an exchange."""
     from qlib.backtest import backtest as run
     executor = {"class": "SimulatorExecutor", "module_path": "qlib.backtest.executor",
                 "kwargs": {"time_per_step": "day", "generate_portfolio_metrics": True}}
-    found = run(start_time=FIRST, end_time=LAST, strategy=strategy, executor=executor, benchmark=benchmark, account=1e7,
+    found = run(start_time=FIRST, end_time=end, strategy=strategy, executor=executor, benchmark=benchmark, account=1e7,
                 exchange_kwargs={"exchange": exchange})
     return found[0]["1day"]

@@ -1,4 +1,4 @@
-"""Small rebalances for tests of the optimiser: five stocks to work by hand, and random ones from `scripts/optimizer_faults.py`."""
+"""Small rebalances for tests of the optimiser: five stocks to work by hand, and random ones from `scripts/hostile_problems.py`."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from qlib_ext.risk.snapshot import RiskSnapshot
 SCRIPTS = str(Path(__file__).resolve().parents[2] / "scripts")
 sys.path.insert(0, SCRIPTS)
 try:
+    import hostile_problems as hostile
     import optimizer_faults as faults
 finally:
     sys.path.remove(SCRIPTS)
@@ -30,7 +31,8 @@ SPECIFIC = np.full(5, 0.02**2)
 def five_risk(names: list[str] = NAMES) -> RiskSnapshot:
     """A and B in industry x, C, D and E in y; style size; uncorrelated factors of 1 % a day, specific risks of 2 %."""
     exposure = np.column_stack([np.ones(5), [1, 1, 0, 0, 0], [0, 0, 1, 1, 1], SIZE])
-    return RiskSnapshot(np.datetime64("2024-01-05"), names, ("country", "industry:x", "industry:y", "size"), exposure, 1e-4 * np.eye(4), SPECIFIC)
+    factors = ("country", "industry:x", "industry:y", "size")
+    return RiskSnapshot(np.datetime64("2024-01-05"), names, factors, exposure, 1e-4 * np.eye(4), SPECIFIC)
 
 
 def five(constraints: dict[str, Any] | None = None, options: dict[str, Any] | None = None, **inputs: Any) -> Solution:
@@ -56,15 +58,15 @@ def closed(program: Program, limits: dict[str, Any]) -> Program:
     return program.close()
 
 
-def random_problem(seed: int, n: int, chance: float = 0.7, margin: tuple[float, ...] = (1.0, 0.1, 1e-3)) -> "faults.Instance":
+def random_problem(seed: int, n: int, chance: float = 0.7, margin: tuple[float, ...] = (1.0, 0.1, 1e-3)) -> "hostile.Instance":
     """A problem around hidden weights, each kind of limit with a `chance`; costs and risk aversion by a coin."""
     rng = np.random.default_rng([seed, n])
-    made = faults.base(rng, n)
-    made.limits = faults.limits_around(rng, made, chance, margin)
+    made = hostile.base(rng, n)
+    made.limits = hostile.limits_around(rng, made, chance, margin)
     return made
 
 
-def program_of(made: "faults.Instance", pull: float = 1e-6) -> Program:
+def program_of(made: "hostile.Instance", pull: float = 1e-6) -> Program:
     """The program of a random problem."""
     inputs, risk, n = made.inputs, made.risk, len(made.inputs["alpha"])
     benchmark = inputs["benchmark"] / inputs["benchmark"].sum()
@@ -76,7 +78,7 @@ def program_of(made: "faults.Instance", pull: float = 1e-6) -> Program:
     return closed(Program(case, **objective, pull=pull), made.limits)
 
 
-def feasible_points(made: "faults.Instance", seed: int, count: int) -> np.ndarray:
+def feasible_points(made: "hostile.Instance", seed: int, count: int) -> np.ndarray:
     """Weights ``[count, n]`` that keep all limits by the script's own formulas: steps away from the hidden ones, cut until they do."""
     rng, found = np.random.default_rng(seed), [made.hidden]
     low, high = faults.box(made)

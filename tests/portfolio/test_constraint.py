@@ -11,7 +11,8 @@ from qlib_ext.portfolio.program import Program
 
 
 def bands(program: Program) -> dict[str, tuple[float, float]]:
-    return {name: (low, high) for name, low, high in zip(program.names, program.band_low, program.band_high) if np.isfinite(low) or np.isfinite(high)}
+    found = zip(program.names, program.band_low, program.band_high)
+    return {name: (low, high) for name, low, high in found if np.isfinite(low) or np.isfinite(high)}
 
 
 @pytest.mark.parametrize("limits, low, high", [

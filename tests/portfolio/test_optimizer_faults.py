@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from optimizer_cases import faults
+from optimizer_cases import faults, hostile
 
 from qlib_ext.errors import DataError, InfeasibleError, SolverError
 
-COUNT = 4 * len(faults.KINDS)
+COUNT = 4 * len(hostile.KINDS)
 
 
 @pytest.mark.parametrize("number", range(COUNT))
@@ -18,7 +18,7 @@ def test_hostile_problems_end_well(number):
 
 
 def test_all_outcomes_are_among_them():
-    outcomes = {faults.trial(11, number)[1] for number in range(COUNT) if faults.KINDS[number % len(faults.KINDS)].__name__
+    outcomes = {faults.trial(11, number)[1] for number in range(COUNT) if hostile.KINDS[number % len(hostile.KINDS)].__name__
                 in ("cut", "broken", "wrong_locks", "plain")}
     assert {"optimal", "relaxed", "InfeasibleError", "DataError"} <= outcomes
 
@@ -26,8 +26,8 @@ def test_all_outcomes_are_among_them():
 @pytest.fixture
 def solved():
     """A problem with all kinds of limits, and its answer."""
-    made = faults.all_tight(np.random.default_rng(3))
-    made.limits = faults.limits_around(np.random.default_rng(3), made, 1.0, (0.1,))
+    made = hostile.all_tight(np.random.default_rng(3))
+    made.limits = hostile.limits_around(np.random.default_rng(3), made, 1.0, (0.1,))
     return made, faults.answer(made)
 
 
@@ -36,8 +36,8 @@ def two_largest(weights: np.ndarray) -> tuple[int, int]:
 
 
 def test_hidden_weights_keep_the_limits_of_all_kinds():
-    for number in range(10 * len(faults.KINDS)):
-        made = faults.make(5, number)
+    for number in range(10 * len(hostile.KINDS)):
+        made = hostile.make(5, number)
         if made.hidden is not None:
             assert max(faults.overstepped(made, made.hidden, {}).values()) < 1e-9, made.kind
 
@@ -79,7 +79,8 @@ def test_false_claims_are_seen_without_hidden_weights(solved, claim):
     made, found = solved
     made.hidden = None
     if claim == "relaxed":
-        assert faults.fault(made, replace(found, status="relaxed", relaxed={"style": 1.5})) == "style relaxed, but there are weights that keep all limits"
+        wrong = faults.fault(made, replace(found, status="relaxed", relaxed={"style": 1.5}))
+        assert wrong == "style relaxed, but there are weights that keep all limits"
     else:
         assert faults.fault(made, claim) == "infeasible, but there are weights that keep all limits"
 

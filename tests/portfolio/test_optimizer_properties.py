@@ -5,10 +5,12 @@ import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from optimizer_cases import faults, feasible_points, random_problem
+from optimizer_cases import faults, feasible_points, hostile, random_problem
 
 from qlib_ext.errors import InfeasibleError
-from qlib_ext.portfolio.preset import PRESETS
+from qlib_ext.portfolio.optimizer import IndexEnhancer
+from qlib_ext.portfolio.preset import CNE5, PRESETS
+from qlib_ext.risk.snapshot import RiskSnapshot
 
 FEW = settings(max_examples=15, deadline=None, derandomize=True)
 SEEDS, SIZES = st.integers(0, 10_000), st.integers(2, 25)
@@ -25,11 +27,12 @@ def slack(made, value: float) -> float:
 def test_the_benchmark_is_beaten_where_it_may_be_held():
     for seed in range(12):
         made = random_problem(seed, 15)
-        made.hidden = faults.benchmark(made)
-        faults.unlock(made)
-        made.limits = faults.limits_around(np.random.default_rng(seed), made, 0.8, (1.0, 0.1))
+        made.hidden = hostile.benchmark(made)
+        hostile.unlock(made)
+        made.limits = hostile.limits_around(np.random.default_rng(seed), made, 0.8, (1.0, 0.1))
         solution = faults.answer(made)
-        assert solution.status == "optimal" and value_of(made, solution) >= faults.worth(made, made.hidden) - slack(made, value_of(made, solution))
+        best = value_of(made, solution)
+        assert solution.status == "optimal" and best >= faults.worth(made, made.hidden) - slack(made, best)
 
 
 @FEW
@@ -69,10 +72,10 @@ def test_a_tighter_limit_never_raises_the_objective(seed, n, part):
 def test_strict_is_no_better_than_wide():
     rng, n = np.random.default_rng(1), 240
     values = {}
-    made = faults.base(rng, n)
+    made = hostile.base(rng, n)
     made.risk["exposure"] = np.column_stack([np.ones(n), np.eye(4)[np.arange(n) % 4], rng.standard_normal(n)])
     made.risk["factors"], made.risk["factor_cov"] = ["country", *(f"industry:{k}" for k in range(4)), "size"], np.eye(6) * 1e-5
-    faults.unlock(made)
+    hostile.unlock(made)
     made.inputs.update(benchmark=np.full(n, 1 / n), current=np.full(n, 1 / n))
     made.inputs["extras"] = {name: rng.standard_normal(n) for name in ("size_squared", "roe", "sue", "volatility_60")}
     made.options = {}
@@ -88,7 +91,7 @@ def test_without_turnover_the_book_stays(seed, n):
     made = random_problem(seed, n)
     made.hidden = made.inputs["current"]
     made.inputs["sell_all"][:] = False
-    made.limits = {**faults.limits_around(np.random.default_rng(seed), made), "turnover": 0.0}
+    made.limits = {**hostile.limits_around(np.random.default_rng(seed), made), "turnover": 0.0}
     solution = faults.answer(made)
     assert solution.status == "optimal"
     np.testing.assert_allclose(solution.weights, made.inputs["current"], atol=2e-8)
@@ -98,9 +101,9 @@ def test_without_turnover_the_book_stays(seed, n):
 @given(SEEDS, SIZES)
 def test_bands_of_zero_give_exposures_of_zero(seed, n):
     made = random_problem(seed, n)
-    faults.unlock(made)
+    hostile.unlock(made)
     styles = [name for name in made.risk["factors"] if name in ("size", "beta", "momentum")]
-    made.limits, made.hidden = {"style": dict.fromkeys(styles, 0.0), "industry": 0.0}, faults.benchmark(made)
+    made.limits, made.hidden = {"style": dict.fromkeys(styles, 0.0), "industry": 0.0}, hostile.benchmark(made)
     solution = faults.answer(made)
     assert solution.status == "optimal" and abs(made.risk["exposure"].T @ (solution.weights - made.hidden)).max() < 1e-8
     assert value_of(made, solution) >= faults.worth(made, made.hidden) - slack(made, 0)
@@ -161,7 +164,7 @@ def test_ties_do_not_jitter(noise):
     """All alphas alike: without need nothing trades; with need, the trades are spread by the pull, not drawn."""
     made = random_problem(2, 20)
     made.inputs["alpha"] = np.repeat([0.0, 1.0], 10) + noise * np.random.default_rng(0).standard_normal(20)
-    faults.unlock(made)
+    hostile.unlock(made)
     made.inputs.update(current=np.full(20, 0.05), benchmark=np.full(20, 0.05))
     made.options, made.limits = {}, {"turnover": 0.1}
     w = faults.answer(made).weights
@@ -179,3 +182,33 @@ def test_infeasible_input_raises():
     with pytest.raises(InfeasibleError):
         faults.answer(made)
     assert faults.reference(made, {}) is None                  # cvxpy agrees
+
+
+# ---- presets --------------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("preset, limits", [
+    ("dl_em", {"cap": 0.03, "style": 0.5, "styles": CNE5, "industry": 0.02, "risk": 0.05}),
+    ("meta", {"multiple": 5, "style": 0.5, "styles": ["size"], "industry": 0.02}),
+    ("ai_wide", {"cap": 0.01, "style": 0.3, "styles": ["size"], "industry": 0.01, "turnover": 0.3}),
+    ("ai_strict", {"cap": 0.01, "style": 0.1, "styles": ["size", "size_squared"], "industry": 0.01, "turnover": 0.3, "share": 0.8,
+                   "others": ["roe", "sue", "volatility_60"]}),
+])
+def test_weights_of_the_presets_keep_what_the_reports_say(preset, limits):
+    rng, n = np.random.default_rng(3), 240
+    exposure = np.column_stack([np.ones(n), np.eye(6)[np.arange(n) % 6], rng.standard_normal((n, 10))])
+    factors = ("country", *(f"industry:{k}" for k in range(6)), *CNE5)
+    names = [f"S{i:03d}" for i in range(n)]
+    risk = RiskSnapshot(np.datetime64("2024-01-05"), names, factors, exposure, np.eye(17) * 2e-5, np.full(n, 4e-4))
+    benchmark = np.where(np.arange(n) < 200, rng.uniform(0.5, 1.5, n), 0)
+    benchmark /= benchmark.sum()
+    extras = {name: rng.standard_normal(n) for name in ("size_squared", "roe", "sue", "volatility_60")}
+    solution = IndexEnhancer(preset).solve(rng.standard_normal(n), risk, benchmark, benchmark, extras=extras)
+    w, d = solution.weights, solution.weights - benchmark
+    columns = dict(zip(factors, exposure.T)) | extras
+    assert solution.status == "optimal" and w.sum() == pytest.approx(1) and w.min() >= 0 and solution.objective > solution.gap
+    assert w.max() <= limits.get("cap", 1) + 1e-8
+    assert "multiple" not in limits or (w <= limits["multiple"] * benchmark + 1e-8).all() and (w[200:] == 0).all()
+    assert max(abs(columns[name] @ d) for name in limits["styles"]) <= limits["style"] + 1e-8
+    assert max(abs(columns[f"industry:{k}"] @ d) for k in range(6)) <= limits["industry"] + 1e-8
+    assert max((abs(columns[name] @ d) for name in limits.get("others", ())), default=0) <= 0.3 + 1e-8
+    assert abs(d).sum() / 2 <= limits.get("turnover", 1) + 1e-8 and w[:200].sum() >= limits.get("share", 0) - 1e-8
+    assert np.sqrt(252 * risk.variance(d)) <= limits.get("risk", np.inf) + 1e-8

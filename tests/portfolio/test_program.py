@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from optimizer_cases import ALPHA, BENCHMARK, SIZE, faults, feasible_points, five_program, program_of, random_problem
+from optimizer_cases import ALPHA, BENCHMARK, SIZE, faults, feasible_points, five_program, hostile, program_of, random_problem
 
 from qlib_ext.portfolio.program import Case, Prices, Program
 
@@ -30,10 +30,10 @@ def test_violations_and_objective_are_their_formulas(seed):
 @pytest.mark.parametrize("seed", range(6))
 def test_risk_is_that_of_the_dense_covariance(seed):
     made = random_problem(seed, 8, chance=1.0)
-    program, covariance = program_of(made), faults.covariance(made)
+    program, covariance = program_of(made), hostile.covariance(made)
     assert program.tracking is not None
     w = np.random.default_rng(seed).dirichlet(np.ones(8))
-    d = w - faults.benchmark(made)
+    d = w - hostile.benchmark(made)
     assert program.active_risk(d) == pytest.approx(np.sqrt(d @ covariance @ d), rel=1e-9)
     assert program.active_risk_of(w) == pytest.approx(np.sqrt(d @ covariance @ d), rel=1e-9)
     apart = program.risk_gradient(d) - covariance @ d / 252
@@ -51,7 +51,7 @@ def test_exposures_are_columns_times_active_weights_and_spread_is_their_transpos
     assert (program.case.groups is not None) == whole
     d, prices = rng.standard_normal(9), rng.standard_normal(len(program.names))
     by_name = dict(zip(made.risk["factors"], made.risk["exposure"].T)) | made.inputs["extras"]
-    by_name["member_share"] = (faults.benchmark(made) > 0).astype(float)
+    by_name["member_share"] = (hostile.benchmark(made) > 0).astype(float)
     np.testing.assert_allclose(program.exposures(d), [by_name[name] @ d for name in program.names], atol=1e-12)
     np.testing.assert_allclose(program.spread(prices), sum(price * by_name[name] for name, price in zip(program.names, prices)), atol=1e-12)
 
@@ -79,12 +79,14 @@ def test_no_weights_within_the_limits_beat_the_bound_whatever_the_prices(seed, n
     values = np.array([program.objective(w) for w in points])
     for _ in range(20):
         prices = random_prices(program, rng)
-        tangent = points[rng.integers(len(points))] if rng.uniform() < 0.5 else rng.dirichlet(np.ones(n))    # anywhere, also outside the limits
+        # tangents anywhere, also outside the limits
+        tangent = points[rng.integers(len(points))] if rng.uniform() < 0.5 else rng.dirichlet(np.ones(n))
         bound = program.bound(prices, tangent)
         assert (values <= bound.value + 1e-9 * (1 + abs(bound.value))).all(), (seed, n, prices)
         assert (bound.missed[(tangent >= program.low) & (tangent <= program.high)] >= -1e-9 * (1 + abs(bound.value))).all()
         if prices.cone is not None or program.tracking is None:
-            assert program.bound(prices, None).value >= -1e-9 * (1 + abs(bound.value)), (seed, n, prices)    # feasible: no proof that it is not
+            # there are weights: nothing may prove that there are none
+            assert program.bound(prices, None).value >= -1e-9 * (1 + abs(bound.value)), (seed, n, prices)
 
 
 @FEW
