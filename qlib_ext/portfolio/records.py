@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, Mapping
 
 import numpy as np
@@ -67,7 +68,9 @@ class PortfolioRecord(PortAnaRecord):
                 made = self._fast(strategy)
             else:
                 self.strategy_config = {"class": lambda: strategy, "kwargs": {}}
-                made = super()._generate(**kwargs)
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", "Mean of empty slice", RuntimeWarning)      # Qlib's indicators of days without orders
+                    made = super()._generate(**kwargs)
         finally:
             if ours:
                 strategy.save(self.recorder, self.get_path())
