@@ -73,13 +73,14 @@ def environment(market, published, tmp_path, monkeypatch):
         monkeypatch.setenv(name, str(path))
     monkeypatch.setenv("QLIB_DATA", str(market))
     monkeypatch.setenv("QLIB_EXT_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("QLIB_EXT_MISSING_STYLES", "drop")     # a plain Qlib folder has no market values, thus no size
     return tmp_path
 
 
 def test_all_workflows_are_there():
     names = {path.stem for path in WORKFLOWS}
     for index in ("csi300", "csi500", "csi1000"):
-        assert {f"{kind}_{index}" for kind in ("meta_master", "gru", "baseline_gru", "baseline_lightgbm")} <= names
+        assert {f"{kind}_{index}" for kind in ("meta_master", "gru", "baseline_gru", "baseline_lightgbm", "baseline_lightgbm_enhanced")} <= names
     assert "master_published_csi300" in names
 
 
@@ -100,13 +101,23 @@ def test_workflows_hold_together(path, environment):
     assert config["qlib_init"]["exp_manager"]["kwargs"]["uri"] == f"sqlite:///{os.environ['QLIB_EXT_HOME']}/tracking.db"
     portfolio = task["record"][-1]["kwargs"]["config"]
     assert portfolio["backtest"]["benchmark"] == config["benchmark"]
-    assert portfolio["backtest"]["exchange_kwargs"]["close_cost"] == 0.0015
+    exchange = portfolio["backtest"]["exchange_kwargs"]
+    if "exchange" in exchange:
+        assert exchange["exchange"]["kwargs"]["costs"] == "broker" and portfolio["strategy"]["kwargs"]["index"] == market
+    else:
+        assert exchange["close_cost"] == 0.0015
     handler = task["dataset"]["kwargs"]["handler"]["kwargs"]
     assert handler["drop_raw"] is True and "ProcessInf" not in json.dumps(handler, default=str)
     if "universe" in task["dataset"]["kwargs"]:
         assert task["dataset"]["kwargs"]["universe"] == market
     else:
         assert handler["instruments"] == market
+
+
+def test_the_main_workflow_asks_for_the_styles_it_bounds(environment, monkeypatch):
+    monkeypatch.delenv("QLIB_EXT_MISSING_STYLES")
+    found = [str(fault) for fault in check_workflow(ROOT / "workflows" / "meta_master_csi1000.yaml")]
+    assert len(found) == 1 and "bands on size" in found[0] and "missing_styles: drop" in found[0]
 
 
 def test_published_sizes_stand_in_the_main_workflow(environment):
@@ -188,5 +199,9 @@ def test_main_workflow_runs_to_its_end_from_another_folder(environment, monkeypa
     row = compare([loaded], min_pairs=STOCKS).loc["main"]
     assert np.isfinite(row[["IC", "RankIC", "IR", "drawdown", "turnover"]].astype(float)).all()
     assert row["days"] == 516, "every test day but the last six, whose label is not known yet"
+    folder = home / "artifacts" / "meta_master_csi1000" / run.info.run_id / "artifacts" / "portfolio_analysis"
+    certificates = pd.read_parquet(folder / "certificates.parquet")
+    assert len(certificates) == 104 and (certificates["violation"] <= 1e-8).all()
+    assert {"benchmarks.pkl", "benchmark_analysis.pkl", "exposures.parquet", "decisions.parquet"} <= {path.name for path in folder.iterdir()}
     assert "epoch 1:" in done.stdout and "cut by 6 trading days" in done.stdout + done.stderr
     assert not list((home / "fits").iterdir()), "a finished fit leaves nothing to resume"

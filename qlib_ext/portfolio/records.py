@@ -83,7 +83,7 @@ class PortfolioRecord(PortAnaRecord):
         exchange = (options.get("exchange_kwargs") or {}).get("exchange")
         if exchange is None:
             raise ConfigError("engine: fast needs backtest.exchange_kwargs.exchange: {class: AShareExchange, module_path: qlib_ext.portfolio.exchange}")
-        bench = _index_returns(options.get("benchmark"), options["start_time"], options["end_time"])
+        bench = index_returns(options.get("benchmark"), options["start_time"], options["end_time"])
         result = strategy.simulate(init_instance_by_config(exchange), options["start_time"], options["end_time"], options.get("account", 1e9), bench)
         report = result.report
         analysis = pd.concat({name: risk_analysis(returns, freq="1day") for name, returns in (
@@ -95,17 +95,9 @@ class PortfolioRecord(PortAnaRecord):
     def _benchmarks(self, report: pd.DataFrame, strategy) -> dict[str, Any]:
         """Daily returns side by side, and the figures over each benchmark."""
         index = self.index or getattr(strategy, "index", None) or getattr(strategy, "universe", None)
-        frame = pd.DataFrame({"gross": report["return"], "net": report["return"] - report["cost"], "price_index": report["bench"]})
-        if index is not None:
-            closes = strategy.closes if isinstance(strategy, IndexEnhancementStrategy) else Closes(index)
-            frame = frame.join(closes.benchmarks(report.index.to_numpy()))
-        rows = {}
-        for name in frame.columns[2:]:
-            known = frame.dropna(subset=[name])
-            if len(known):
-                rows[name] = {**{f"{key} before cost": value for key, value in excess_figures(known["gross"], known[name]).items()},
-                              **excess_figures(known["net"], known[name])}
-        table = pd.DataFrame.from_dict(rows, orient="index")
+        closes = strategy.closes if isinstance(strategy, IndexEnhancementStrategy) else None if index is None else Closes(index)
+        frame = daily_returns(report, closes)
+        table = over_benchmarks(frame)
         certificates = strategy.table("certificates") if isinstance(strategy, ScheduledStrategy) else pd.DataFrame()
         if "tracking_error" in certificates:
             table["forecast tracking error"] = float(certificates["tracking_error"].mean())
@@ -121,7 +113,24 @@ class PortfolioRecord(PortAnaRecord):
         return [*own, "benchmarks.pkl", "benchmark_analysis.pkl"]
 
 
-def _index_returns(code: str | None, start, end) -> pd.Series | None:
+def daily_returns(report: pd.DataFrame, closes: Closes | None = None) -> pd.DataFrame:
+    """A portfolio's daily returns before and after costs (`gross`, `net`) beside those of its benchmarks; fractions, NaN unknown."""
+    frame = pd.DataFrame({"gross": report["return"], "net": report["return"] - report["cost"], "price_index": report["bench"]})
+    return frame if closes is None else frame.join(closes.benchmarks(report.index.to_numpy()))
+
+
+def over_benchmarks(frame: pd.DataFrame) -> pd.DataFrame:
+    """`excess_figures` of `daily_returns`, before and after costs, a row a benchmark, over the days both have."""
+    rows = {}
+    for name in frame.columns[2:]:
+        known = frame.dropna(subset=[name])
+        if len(known):
+            rows[name] = {**{f"{key} before cost": value for key, value in excess_figures(known["gross"], known[name]).items()},
+                          **excess_figures(known["net"], known[name])}
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def index_returns(code: str | None, start, end) -> pd.Series | None:
     """Daily returns of an index, fractions."""
     if code is None:
         return None
