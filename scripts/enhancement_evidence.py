@@ -69,6 +69,18 @@ def ours(scores, index: str, snapshots, missing: str) -> dict:
     return makers
 
 
+def weekly(kind):
+    """A Qlib strategy that trades on the first day of a week only."""
+    from qlib.backtest.decision import TradeDecisionWO
+
+    class Weekly(kind):
+        def generate_trade_decision(self, execute_result=None):
+            step = self.trade_calendar.get_trade_step()
+            before, now = (self.trade_calendar.get_step_time(step, shift=shift)[0].isocalendar()[:2] for shift in (1, 0))
+            return super().generate_trade_decision(execute_result) if step == 0 or before != now else TradeDecisionWO([], self)
+    return Weekly
+
+
 def qlib_rows(scores, index: str, benchmark: str, span, exchange, closes, snapshots) -> dict:
     """Qlib's own strategies in Qlib's loop, on the same exchange."""
     from qlib.backtest import backtest
@@ -85,8 +97,8 @@ def qlib_rows(scores, index: str, benchmark: str, span, exchange, closes, snapsh
         return rows
     with tempfile.TemporaryDirectory() as root:
         export_qlib(SnapshotStore(snapshots), root)
-        strategy = EnhancedIndexingStrategy(signal=scores, riskmodel_root=root, market=index, risk_degree=1.0)
-        rows["Qlib EnhancedIndexing"] = row(run(strategy), closes)
+        strategy = weekly(EnhancedIndexingStrategy)(signal=scores, riskmodel_root=root, market=index, risk_degree=1.0)
+        rows["Qlib EnhancedIndexing, weekly"] = row(run(strategy), closes)
     return rows
 
 
@@ -98,7 +110,7 @@ def main() -> None:
     parser.add_argument("--valid", nargs=2, default=["2022-01-05", "2022-12-30"])
     parser.add_argument("--test", nargs=2, default=["2023-01-04", "2024-12-27"])
     parser.add_argument("--missing-styles", default="drop")
-    parser.add_argument("--no-qlib", action="store_true", help="leave Qlib's strategies out (they take minutes)")
+    parser.add_argument("--only", choices=("ours", "qlib"), help="leave the other's strategies out (Qlib's take minutes)")
     parser.add_argument("--store", help="default QLIB_DATA")
     parser.add_argument("--uri", help="tracking uri; default sqlite:///QLIB_EXT_HOME/tracking.db")
     parser.add_argument("--csv", help="write the table there")
@@ -111,23 +123,25 @@ def main() -> None:
     qlib.init(provider_uri=options.store or os.environ["QLIB_DATA"], region="cn", exp_manager=manager, logging_level=logging.ERROR)
     from qlib_ext.portfolio.exchange import AShareExchange
     from qlib_ext.portfolio.records import index_returns
-    from qlib_ext.portfolio.strategy import Closes
+    from qlib_ext.portfolio.closes import Closes
     from qlib_ext.store.schema import INDEX_CODES
     scores, benchmark, closes = predictions(options.experiment), INDEX_CODES[options.index], Closes(options.index)
     exchange = AShareExchange(options.valid[0], None)
     rows = {}
     for years, span in (("valid", options.valid), ("test", options.test)):
         bench = index_returns(benchmark, *span)
-        for name, make in ours(scores, options.index, options.snapshots, options.missing_styles).items():
+        makers = {} if options.only == "qlib" else ours(scores, options.index, options.snapshots, options.missing_styles)
+        for name, make in makers.items():
             strategy = make()
             rows[years, name] = row(strategy.simulate(exchange, *span, 1e8, bench).report, closes, strategy)
             print(years, name, json.dumps({key: round(float(value), 6) for key, value in rows[years, name].items()}), flush=True)
-        if not options.no_qlib:
+        if options.only != "ours":
             rows |= {(years, name): one for name, one in qlib_rows(scores, options.index, benchmark, span, exchange, closes, options.snapshots).items()}
     table = pd.DataFrame.from_dict(rows, orient="index")
-    choice = table.loc["valid"].filter(like="dl_em", axis=0)["excess"].idxmax()
     print(table.to_string(float_format="{:.4f}".format))
-    print(f"Chosen on the validation year, by the excess after cost over the total-return index: {choice}")
+    if options.only != "qlib":
+        choice = table.loc["valid"].filter(like="dl_em", axis=0)["excess"].idxmax()
+        print(f"Chosen on the validation year, by the excess after cost over the total-return index: {choice}")
     if options.csv:
         table.to_csv(options.csv)
 

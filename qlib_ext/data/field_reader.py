@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
+from typing import Iterable
 
 import numpy as np
 import pandas as pd
@@ -78,14 +79,20 @@ class FieldReader:
         found = self.content[code].values()
         return min(start for start, _ in found), max(start + len(values) for start, values in found)
 
-    def lay(self, name: str, codes: list[str]) -> np.ndarray:
-        """A field on the days of the span, float64 ``[t, n]``; NaN where a stock has no value."""
-        laid = np.full((len(codes), self.stop - self.first), np.nan)
+    def lay(self, name: str, codes: Iterable[str], back: int = 0, carried: bool = False) -> np.ndarray:
+        """A field `back` trading days before each day of the span, float64 ``[t, n]``; NaN where a stock has no value.
+
+        `carried`: a missing value is the stock's last known one, also from before the span.
+        """
+        codes, first, stop = list(codes), self.first - back, self.stop - back
+        laid = np.full((len(codes), stop - first), np.nan)
         for row, code in zip(laid, codes):
-            start, values = self.content.get(code, {}).get(name, (0, ()))
-            low, high = max(start, self.first), min(start + len(values), self.stop)
+            start, values = self.content.get(code, {}).get(name, (0, np.empty(0)))
+            low, high = max(start, first), min(start + len(values), stop)
             if low < high:
-                row[low - self.first:high - self.first] = values[low - start:high - start]
+                row[low - first:high - first] = values[low - start:high - start]
+            if carried:
+                _carry(row, values[:max(low - start, 0)])
         return np.ascontiguousarray(laid.T)
 
     def rows(self, stop: int | None = None) -> Rows:
@@ -146,6 +153,13 @@ class FieldReader:
                     if low < high:
                         bars[k, n, low - origin:high - origin] = values[low - first:high - first]
         compute(plan, bars, start, places, plan.back, out)
+
+
+def _carry(row: np.ndarray, before: np.ndarray) -> None:
+    """Fill NaN of a row with the last value before it, in place; before the first one with the last of `before`."""
+    known = np.flatnonzero(np.isfinite(before))
+    place = np.maximum.accumulate(np.where(np.isfinite(row), np.arange(len(row)), -1))
+    row[:] = np.where(place < 0, before[known[-1]] if len(known) else np.nan, row[np.maximum(place, 0)])
 
 
 def _identity(folder: Path) -> tuple[int, int, int]:

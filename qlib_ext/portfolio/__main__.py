@@ -58,8 +58,10 @@ def _run(options) -> int:
             "signal": "<PRED>", "index": index, "snapshots": options.snapshots,
             "optimizer": {"preset": options.preset, "missing_styles": options.missing_styles}}}
         config = backtest_config(strategy, start, end, INDEX_CODES[index], {"deal_price": options.deal_price, "costs": options.costs}, options.account)
-        PortfolioRecord(R.get_recorder(recorder_id=recorder, experiment_name=options.experiment), config, engine=options.engine, index=index,
-                        name=index).generate()
+        record = PortfolioRecord(R.get_recorder(recorder_id=recorder, experiment_name=options.experiment), config, engine=options.engine,
+                                 index=index, name=index)
+        if record.generate() is None:
+            raise DataError(f"recorder {recorder} has no predictions any more: run the workflow of {options.experiment!r} again")
     return 0
 
 

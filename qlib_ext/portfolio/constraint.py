@@ -237,14 +237,18 @@ def make_constraints(config: Mapping[str, Any]) -> list[Constraint]:
     return made
 
 
-def check_missing(constraints: list[Constraint], case: Case, missing_styles: str) -> list[str]:
-    """Named styles and industries that the case does not have; a day without an industry's stocks is none of them.
+def check_missing(constraints: list[Constraint], case: Case, missing_styles: str) -> dict[str, list[str]]:
+    """What the bands ask for and the case does not have: `missing_styles`, and `missing_industries` (single ones, without stocks on the day).
 
     Raises:
-        DataError: a style is missing and `missing_styles` is ``error``.
+        DataError: a style is missing, or there are no industries (no styles) at all to band, and `missing_styles` is ``error``.
     """
-    absent = [name for one in constraints if isinstance(one, Style) for name in one.missing(case)]
-    if absent and missing_styles == "error":
-        raise DataError(f"{case.day}: the risk model has no style {', '.join(absent)} (it has {', '.join(style_names(case.factors)) or 'none'}): "
-                        "give the store the fields it needs, or set missing_styles: drop")
-    return absent
+    styles = [name for one in constraints if isinstance(one, Style) for name in one.missing(case)]
+    bare = [one.name for one in constraints if isinstance(one, _Named) and one.default is not None and not one.known(case)]
+    if (styles or bare) and missing_styles == "error":
+        lacks = f"no style {', '.join(styles)}" if styles else f"no factors for {' and '.join(bare)} bands"
+        raise DataError(f"{case.day}: the risk model has {lacks} (its styles: {', '.join(style_names(case.factors)) or 'none'}): give the store the fields it "
+                        "needs, or set missing_styles: drop")
+    industries = [name for one in constraints if isinstance(one, Industry) for name in one.missing(case)]
+    found = {"missing_styles": styles + [f"all of {name}" for name in bare], "missing_industries": industries}
+    return {name: names for name, names in found.items() if names}

@@ -105,7 +105,7 @@ class AShareExchange(Exchange):
         names = [name.removeprefix("$") for name in ([deal_price] * 2 if isinstance(deal_price, str) else deal_price)]
         if len(names) != 2:
             raise ConfigError(f"deal_price={deal_price!r}: give a price field, or a pair (buying, selling)")
-        bars = _Bars(_codes(codes, start_time, end_time), start_time, end_time, names)
+        bars = Bars(_codes(codes, start_time, end_time), start_time, end_time, names)
         prices = {name: bars.lay(name) for name in dict.fromkeys(names)}
         self.quotes = _quotes(bars, prices[names[0]], prices[names[1]], self.costs, slippage)
         self.codes, (self.start_time, self.end_time) = self.quotes.instruments.tolist(), (bars.reader.start, bars.reader.end)
@@ -234,11 +234,11 @@ def _codes(codes: str | Iterable[str], start_time, end_time) -> list[str]:
     return kept.tolist()
 
 
-class _Bars:
+class Bars:
     """Field files of the codes that have bars in the span, laid on its days."""
 
-    def __init__(self, codes: list[str], start_time, end_time, prices: list[str]):
-        fields = list(dict.fromkeys(["close", *prices, "factor", "volume", "limit_up", "limit_down", "is_st"]))
+    def __init__(self, codes: list[str], start_time, end_time, prices: list[str], others: Iterable[str] = ()):
+        fields = list(dict.fromkeys(["close", *prices, "factor", "volume", "limit_up", "limit_down", "is_st", *others]))
         self.reader = FieldReader({code: [] for code in codes}, start_time, end_time, fields)
         first, stop = self.reader.first, self.reader.stop
         content, bounds = self.reader.content, self.reader.bounds
@@ -257,18 +257,8 @@ class _Bars:
         return np.array([name in self.reader.content[code] for code in self.codes])
 
     def lay(self, name: str, carried: bool = False, back: int = 0) -> np.ndarray:
-        """Values `back` days before each day ``[t, n]`` float64; `carried`: the last known one, also from before the span."""
-        first, stop = self.reader.first - back, self.reader.stop - back
-        laid = np.full((len(self.codes), stop - first), np.nan)
-        for row, code in zip(laid, self.codes):
-            start, values = self.reader.content[code].get(name, (0, np.empty(0)))
-            low, high = max(start, first), min(start + len(values), stop)
-            if low < high:
-                row[low - first:high - first] = values[low - start:high - start]
-            if carried:
-                known = np.flatnonzero(np.isfinite(values[:max(low - start, 0)]))
-                _carry(row, values[known[-1]] if len(known) else np.nan)
-        return np.ascontiguousarray(laid.T)
+        """See `FieldReader.lay`, ``[t, n]``."""
+        return self.reader.lay(name, self.codes, back, carried)
 
     def factor(self, back: int = 0) -> np.ndarray:
         """The factor carried through suspensions ``[t, n]``; 1 where the store has none."""
@@ -286,20 +276,12 @@ class _Bars:
         return np.arange(self.reader.first, self.reader.stop)[:, None] - np.where(begin == oldest, -LONG_AGO, begin)
 
 
-def _carry(row: np.ndarray, before: float) -> None:
-    """Fill NaN with the last value before it, in place."""
-    place = np.where(np.isfinite(row), np.arange(len(row)), -1)
-    place = np.maximum.accumulate(place)
-    row[:] = np.where(place < 0, before, row[np.maximum(place, 0)])
-
-
-def _quotes(bars: _Bars, buy: np.ndarray, sell: np.ndarray, costs: Costs, slippage: float) -> Quotes:
+def _quotes(bars: Bars, buy: np.ndarray, sell: np.ndarray, costs: Costs, slippage: float) -> Quotes:
     days, kind, board = bars.days[:, None], *np.array([name.split("/") for name in bars.groups]).T
     close, factor = bars.lay("close"), bars.factor()
     if not bars.has("factor").any():
         logger.warning("the store has no field factor: lots are rounded and limits found as if prices were not adjusted")
-    up, down = _limits(bars, factor)
-    half = 0.5 * tick_size(kind[None], days)[:, bars.group] * factor
+    up, down, half = limits(bars, factor)
     open_ = (close > 0) & (factor > 0) & (bars.lay("volume") != 0)
     buy_price = np.minimum(buy * (1 + slippage), np.fmax(np.where(np.isnan(up), np.inf, up), buy))
     sell_price = np.maximum(sell * (1 - slippage), np.fmin(np.where(np.isnan(down), 0.0, down), sell))
@@ -316,12 +298,15 @@ def _quotes(bars: _Bars, buy: np.ndarray, sell: np.ndarray, costs: Costs, slippa
                   minimum_commission=costs.minimum, duty_buy=duty["buy"], duty_sell=duty["sell"])
 
 
-def _limits(bars: _Bars, factor: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Upper and lower limit x factor ``[t, n]``, NaN where none: the store's, for stocks without them by the market's rules."""
+def limits(bars: Bars, factor: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Upper and lower limit x factor ``[t, n]``, NaN where none: the store's, for stocks without them by the market's rules; and half a tick,
+    within which a price stands at its limit."""
     up, down = bars.lay("limit_up"), bars.lay("limit_down")
+    kind = np.array([name.split("/")[0] for name in bars.groups])
+    half = 0.5 * tick_size(kind[None], bars.days[:, None])[:, bars.group] * factor
     without = ~(bars.has("limit_up") & bars.has("limit_down"))
     if not without.any():
-        return up, down
+        return up, down, half
     before, former, special = bars.lay("close", True, 1), bars.factor(1), bars.lay("is_st")
     raw, ratio = np.round(before / former, 3), former / factor
     reference = np.where(np.abs(ratio - 1) < RATIO_TOLERANCE, raw, raw * ratio * (1 + RATIO_TOLERANCE))
@@ -333,4 +318,4 @@ def _limits(bars: _Bars, factor: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             rise, fall = price_limits(board, special[:, names], listed[:, names], days, kind)
             high, low = limit_prices(reference[:, names], rise, fall, tick_size(kind, days))
             up[:, names], down[:, names] = high * factor[:, names], low * factor[:, names]
-    return up, down
+    return up, down, half

@@ -5,26 +5,23 @@ from __future__ import annotations
 import copy
 import difflib
 import json
-import logging
 from dataclasses import dataclass, field
 from typing import Any, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 
-from qlib_ext.errors import ConfigError, DataError, InfeasibleError, ShapeError, SolverError
+from qlib_ext.errors import ConfigError, InfeasibleError
+from qlib_ext.portfolio.case import make_case
 from qlib_ext.portfolio.constraint import FAMILIES, Style, check_missing, make_constraints
 from qlib_ext.portfolio.preset import preset_constraints
-from qlib_ext.portfolio.program import DAYS_A_YEAR, Case, Program
-from qlib_ext.portfolio.solver import Answer, least_turnover, relative_gap, solve
-from qlib_ext.risk.snapshot import COUNTRY, RiskSnapshot
+from qlib_ext.portfolio.program import Case, Program
+from qlib_ext.portfolio.rounding import round_small
+from qlib_ext.portfolio.solver import Answer, least_turnover, relative_gap, solve, solve_or_none
+from qlib_ext.risk.snapshot import RiskSnapshot
 
-logger = logging.getLogger("qlib_ext.portfolio")
 LADDER = ({"turnover": None}, {"style": 1.5}, {"style": 2.0}, {"industry": 1.5}, {"industry": 2.0}, {"tracking_error": 1.25})
 """What is relaxed, one rung after the other, until there are weights; turnover as far as needed. Earlier rungs stay."""
-WINSOR = 3.0
-MOST_UNKNOWN = 0.1
-ROUNDING_ROUNDS = 40
 SOLVERS = ("auto", "clarabel", "cvxpy")
 
 
@@ -137,11 +134,9 @@ class IndexEnhancer:
             ShapeError, DataError: unusable input, named. InfeasibleError: no weights keep all limits, and the ladder is at its end.
             SolverError: no solver's answer could be verified.
         """
-        case, notes = _align(instruments, self.standardize, alpha, risk, benchmark, current, no_buy, no_sell, sell_all, cost, members, extras or {}, scale,
+        case, notes = make_case(instruments, self.standardize, alpha, risk, benchmark, current, no_buy, no_sell, sell_all, cost, members, extras or {}, scale,
                              day)
-        absent = check_missing(self.constraints, case, self.missing_styles)
-        if absent:
-            notes["missing_styles"] = absent
+        notes.update(check_missing(self.constraints, case, self.missing_styles))
         if scale != 1:
             notes["scale"] = {"factor": scale, "of": [one.name for one in self.constraints if one.scales]}
         program = self._program(case, {})
@@ -209,7 +204,7 @@ class IndexEnhancer:
         weights, case, gap = answer.weights, program.case, answer.gap
         if program.minimum_position or program.minimum_trade:
             best = program.bound(answer.prices, weights).value
-            weights, left = _round(program, weights, self.solver)
+            weights, left = round_small(program, weights, self.solver)
             gap = relative_gap(program, weights, best)
             if left:
                 notes["smaller_than_minimum"] = left
@@ -217,9 +212,9 @@ class IndexEnhancer:
         bands = np.broadcast_to(answer.prices.bands, len(program.names))
         exposures = _exposures(program, weights, bands)
         notes.update(locked=int((case.no_buy & case.no_sell).sum()), no_buy=int(case.no_buy.sum()), no_sell=int(case.no_sell.sum()))
-        if program.over.any():
-            notes["over_cap"] = {str(name): round(float(weights[n]), 8) for n, name in zip(np.flatnonzero(program.over), case.instruments[program.over])
-                                 if weights[n] > program.limit[n]}
+        over = np.flatnonzero(program.over & (weights > program.limit))
+        if len(over):
+            notes["over_cap"] = {str(case.instruments[n]): round(float(weights[n]), 8) for n in over}
         return Solution(case.day, case.instruments, weights, case.current, case.benchmark, "relaxed" if relaxed else "optimal", answer.solver,
                         program.objective(weights), gap, max(program.violations(weights).values()), program.active_risk_of(weights),
                         program.one_way(weights), float(case.buy_cost @ np.maximum(trade, 0) + case.sell_cost @ np.maximum(-trade, 0)), exposures,
@@ -238,114 +233,6 @@ def _rung(one: Mapping[str, float | None]) -> tuple[str, float | None]:
     return family, None if factor is None else float(factor)
 
 
-# ---- input ----------------------------------------------------------------------------------------------------------------------
-def _align(instruments: np.ndarray | None, standardize: bool, alpha, risk: RiskSnapshot, benchmark, current, no_buy, no_sell, sell_all, cost, members, extras, scale,
-           day) -> tuple[Case, dict[str, Any]]:
-    """Everything in one order; and what was done to it."""
-    day, names = str(risk.date) if day is None else str(day), risk.instruments if instruments is None else np.asarray(instruments).astype(str)
-    if not np.isfinite(scale) or scale < 1:
-        raise ConfigError(f"scale must be a number from 1 up, got {scale!r}")
-    given = {"alpha": alpha, "benchmark": benchmark, "current": current, "no_buy": no_buy, "no_sell": no_sell, "sell_all": sell_all, "members": members,
-             "cost": cost[0], "cost of selling": cost[1], **{f"extras: {name}": values for name, values in extras.items()}}
-    series = {name: values for name, values in given.items() if isinstance(values, pd.Series)}
-    for name, values in series.items():
-        if values.index.has_duplicates:
-            raise DataError(f"{day}: {name} names {values.index[values.index.duplicated()][0]} twice: every stock may have one row")
-    arrays = [name for name, values in given.items() if not (values is None or np.isscalar(values) or name in series)]
-    if series and arrays and instruments is None:
-        raise ShapeError(f"{day}: {arrays[0]} is an array and {next(iter(series))} a Series: give Series by instrument everywhere, or arrays everywhere, "
-                         "or name the instruments of the arrays")
-    if (names[1:] <= names[:-1]).any():
-        raise DataError(f"{day}: instruments must be in ascending order, each once")
-    if series and instruments is None:
-        owned = [values.index[values.to_numpy() > 0] for name, values in series.items() if name in ("benchmark", "current")]
-        scored = series["alpha"].index[np.isfinite(series["alpha"].to_numpy(dtype=float))] if "alpha" in series else ()
-        scored = [] if not len(scored) else np.asarray(scored).astype(str)[risk.rows(scored) >= 0]
-        names = np.unique(np.concatenate([np.asarray(one).astype(str) for one in (*owned, scored)]))
-        if not len(names):
-            raise DataError(f"{day}: no stock has an alpha with exposures, a benchmark weight or a holding")
-    rows = risk.rows(names)
-    unknown = rows < 0
-
-    def take(name: str, missing, kind=np.float64) -> np.ndarray:
-        values = given[name]
-        if values is None or np.isscalar(values):
-            return np.full(len(names), missing if values is None else values, dtype=kind)
-        if isinstance(values, pd.Series):
-            return values.reindex(names).fillna(missing).to_numpy(dtype=kind) if values.dtype != bool else \
-                values.reindex(names, fill_value=missing).to_numpy(dtype=kind)
-        values = np.asarray(values)
-        if values.shape != (len(names),):
-            raise ShapeError(f"{day}: {name} has shape {values.shape} for {len(names)} stocks: give a Series by instrument, or an array in the order "
-                             "of instruments (without them: risk.instruments)")
-        return values.astype(kind)
-
-    notes: dict[str, Any] = {}
-    weights = take("benchmark", 0.0)
-    _check_weights(day, "benchmark", weights)
-    total = float(weights.sum())
-    if not 0.9 <= total <= 1.1:
-        raise DataError(f"{day}: benchmark weights sum to {total:.4f}, not 1: give weights as fractions of all members known on the day")
-    if abs(total - 1) > 1e-6:
-        notes["benchmark_sum"] = round(total, 6)
-    held = take("current", 0.0)
-    _check_weights(day, "current", held)
-    if held.sum() > 1.1:
-        raise DataError(f"{day}: current weights sum to {held.sum():.4f}: give shares of the whole account, cash apart")
-    score, unscored = _scores(day, take("alpha", np.nan), standardize)
-    if unknown.any():
-        lost = float(weights[unknown].sum())
-        if lost > MOST_UNKNOWN:
-            raise DataError(f"{day}: the risk model does not know {int(unknown.sum())} stocks with {lost:.1%} of the benchmark (the first "
-                            f"{names[unknown][:3].tolist()}): build snapshots of all members")
-        notes["without_risk"] = {"stocks": int(unknown.sum()), "benchmark": round(lost, 6)}
-    if unscored.any():
-        notes["without_alpha"] = {"stocks": int(unscored.sum()), "benchmark": round(float(weights[unscored].sum() / total), 6)}
-    exposure, specific = _filled(risk, rows)
-    columns = {name: take(f"extras: {name}", np.nan) for name in extras}
-    for name, values in columns.items():
-        if (~np.isfinite(values[weights > 0])).mean() > 0.5:
-            raise DataError(f"{day}: style {name} is unknown for most of the benchmark")
-        columns[name] = np.where(np.isfinite(values), values, 0.0)
-    case = Case(day, names, score, weights / total, held, exposure, risk.factors, risk.factor_cov, specific,
-                take("no_buy", False, bool) | unscored | unknown, take("no_sell", False, bool),
-                weights > 0 if members is None else take("members", False, bool), take("cost", 0.0), take("cost of selling", 0.0), take("sell_all", False, bool), columns, float(scale))
-    for name, values in (("cost", case.buy_cost), ("cost of selling", case.sell_cost)):
-        if not np.isfinite(values).all() or (values < 0).any():
-            raise DataError(f"{day}: {name} holds values below 0 or not finite")
-    return case, notes
-
-
-def _check_weights(day: str, name: str, values: np.ndarray) -> None:
-    if not np.isfinite(values).all() or (values < 0).any():
-        raise DataError(f"{day}: {name} weights hold {int((~np.isfinite(values)).sum())} that are not finite and {int((values < 0).sum())} below 0")
-
-
-def _scores(day: str, alpha: np.ndarray, standardize: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Alpha without gaps (the mean stands in), and where the gaps were."""
-    known = ~np.isnan(alpha)
-    if not known.any() or np.isinf(alpha).any():
-        raise DataError(f"{day}: alpha is {'infinite for some stocks' if known.any() else 'unknown for all stocks'}: look at the signal of the day")
-    values = alpha[known]
-    if standardize:
-        scale = values.std()
-        values = (values - values.mean()) / scale if scale > 0 else np.zeros(len(values))
-        values = np.clip(values, -WINSOR, WINSOR)
-    filled = np.full(len(alpha), values.mean())
-    filled[known] = values
-    return filled, ~known
-
-
-def _filled(risk: RiskSnapshot, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Exposures and specific variances; of unknown stocks country 1, else 0, and the 90th percentile."""
-    if np.array_equal(rows, np.arange(len(risk.instruments))):
-        return risk.exposure, risk.specific_var
-    exposure, specific = risk.exposure[rows], risk.specific_var[rows]
-    exposure[rows < 0] = [1.0 if name == COUNTRY else 0.0 for name in risk.factors]
-    specific[rows < 0] = np.quantile(risk.specific_var, 0.9)
-    return exposure, specific
-
-
 def _check_room(program: Program) -> None:
     """Limits that never relax must leave room for the money."""
     low, high = program.low.sum(), program.high.sum()
@@ -362,7 +249,7 @@ def conflict(program: Program, failed: Answer, solver: str) -> list[str]:
     names = [name for name, price in zip(program.names, prices) if price > 1e-6 * max(prices.max(initial=0.0), 1e-300)]
     names += [name for name, there in (("turnover", program.turnover is not None), ("tracking_error", program.tracking is not None)) if there]
     def impossible(some: list[str]) -> bool:
-        found = _solved(_only(program, some), solver)
+        found = solve_or_none(_only(program, some), solver)
         return found is not None and found.weights is None
 
     if not impossible(names):
@@ -384,66 +271,6 @@ def _only(program: Program, names: Sequence[str]) -> Program:
     return fewer
 
 
-# ---- rounding -------------------------------------------------------------------------------------------------------------------
-def _round(program: Program, weights: np.ndarray, solver: str) -> tuple[np.ndarray, int]:
-    """Weights without positions and trades that are too small, and how many are left where other limits want them.
-
-    What is too small goes to the nearest span of sizes allowed and stays
-    there while the others are solved again; where that leaves no weights, half as many are moved, and a single one is given up.
-    """
-    fixed, best, left = copy.copy(program), weights, np.zeros(len(weights), bool)
-    for _ in range(ROUNDING_ROUNDS):
-        wrong = _too_small(program, best) & ~left
-        if not wrong.any():
-            break
-        low, high, far = _allowed(program, best)
-        left |= wrong & np.isinf(far)
-        order = np.flatnonzero(wrong & ~left)
-        order = order[np.argsort(far[order], kind="stable")]
-        count = len(order)
-        while count:
-            tried, some = copy.copy(fixed), order[:count]
-            tried.low, tried.high = fixed.low.copy(), fixed.high.copy()
-            tried.low[some], tried.high[some] = low[some], high[some]
-            room = tried.low.sum() <= program.invested[1] and tried.high.sum() >= program.invested[0]
-            answer = _solved(tried, solver) if room else None
-            if answer is not None and answer.weights is not None:
-                fixed, best = tried, answer.weights
-                break
-            count //= 2
-        left[order[:1]] |= not count
-    return best, int(_too_small(program, best).sum())
-
-
-def _solved(program: Program, solver: str) -> Answer | None:
-    """`solve`, None where no answer can be verified."""
-    try:
-        return solve(program, solver)
-    except SolverError:
-        return None
-
-
-def _too_small(program: Program, weights: np.ndarray) -> np.ndarray:
-    """Positions below the least position, and trades below the least trade (but for selling all), that locks do not hold there."""
-    trade = np.abs(weights - program.case.current)
-    small = weights < program.minimum_position - 1e-12
-    short = (trade > 0) & (trade < program.minimum_trade - 1e-12)
-    return (small | short) & (weights > 0) & (program.low < program.high)
-
-
-def _allowed(program: Program, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Ends ``[n]`` of the nearest span of sizes allowed, and how far it is: nothing, no trade, at least the least trade up, or down."""
-    current, position, least = program.case.current, program.minimum_position, program.minimum_trade
-    low, high = program.low, program.high
-    spans = [(low, np.where(low > 0, -1.0, 0.0)), (current, np.where((current == 0) | (current >= position), current, -1.0)),
-             (np.maximum(np.maximum(position, current + least), low), high), (np.maximum(position, low), np.minimum(current - least, high))]
-    ends = np.array([(first, np.where((first <= last) & (first >= low) & (last <= high), last, -1.0)) for first, last in spans])   # [4, 2, n]
-    far = np.where(ends[:, 1] < 0, np.inf, np.maximum(np.maximum(ends[:, 0] - weights, weights - ends[:, 1]), 0.0))
-    nearest = far.argmin(axis=0)
-    at = np.arange(len(weights))
-    return ends[nearest, 0, at], ends[nearest, 1, at], far[nearest, at]
-
-
 # ---- report ---------------------------------------------------------------------------------------------------------------------
 def _exposures(program: Program, weights: np.ndarray, prices: np.ndarray) -> dict[str, tuple[float, float, float, float]]:
     """Active exposure of every factor, extra and further column, with its limits and price."""
@@ -462,53 +289,3 @@ def _active(program: Program, answer: Answer) -> dict[str, float]:
     found.update(turnover=prices.turnover, tracking_error=prices.tracking)
     least = 1e-5 * max(np.abs(program.alpha).max(initial=0.0), 1e-300)
     return {name: float(price) for name, price in found.items() if price > least}
-
-
-# ---- in place of Qlib's ---------------------------------------------------------------------------------------------------------------
-class EnhancedIndexingOptimizer:
-    """Qlib's optimiser of the same name, call for call: ``max d'r - lamb (d'F cov_b F'd + var_u'd^2)`` with ``d = w - wb``.
-
-    Beyond Qlib's: it always solves (or raises), keeps the turnover limit, and cuts small weights without breaking the limits.
-
-    Args:
-        lamb: risk aversion, per daily variance. delta: two-way turnover ``sum |w - w0|``; None: no limit. b_dev: active weight; None: free.
-        f_dev: active factor exposure, one number or one a factor; None: free. scale_return: as in Qlib, r gets the cross-section's mean
-            volatility. epsilon: no weight between 0 and this. solver_kwargs: not used (there is no choice to make).
-        ladder: as in `IndexEnhancer`; by default none: a problem without a solution is an error.
-
-    Raises:
-        ConfigError: numbers out of range.
-    """
-
-    def __init__(self, lamb: float = 1, delta: float | None = 0.2, b_dev: float | None = 0.01, f_dev=None, scale_return: bool = True,
-                 epsilon: float = 5e-5, solver_kwargs: Mapping[str, Any] | None = None, ladder=None):
-        self.lamb, self.f_dev, self.scale_return = lamb, f_dev, scale_return
-        self.limits = {"turnover": None if delta is None else delta / 2, "active_weight": b_dev, "minimum_position": epsilon or None}
-        self.ladder = ladder
-        self._enhancer(0 if f_dev is None else np.size(f_dev))
-
-    def _enhancer(self, factors: int) -> IndexEnhancer:
-        widths = {} if self.f_dev is None else {f"f{k}": float(width) for k, width in enumerate(np.broadcast_to(self.f_dev, factors))}
-        return IndexEnhancer(constraints={**self.limits, "style": widths or None}, ladder=self.ladder, standardize=False,
-                             risk_aversion=self.lamb / DAYS_A_YEAR, pull=0.0)
-
-    def __call__(self, r, F, cov_b, var_u, w0, wb, mfh=None, mfs=None) -> np.ndarray:
-        """Weights ``[n]``. Arguments as Qlib's: r, var_u, w0, wb ``[n]`` (or columns ``[n, 1]``), F ``[n, k]``, cov_b ``[k, k]``, bool masks: mfh must be held as it is,
-        mfs must be sold (which goes before mfh).
-
-        Raises:
-            ShapeError, DataError: unusable arrays. InfeasibleError: no weights keep all limits. SolverError.
-        """
-        r, var_u, w0, wb = (np.asarray(one, dtype=np.float64).ravel() for one in (r, var_u, w0, wb))
-        F, cov_b = np.asarray(F, dtype=np.float64), np.asarray(cov_b, dtype=np.float64)
-        names = np.array([f"{place:06d}" for place in range(len(r))])
-        risk = RiskSnapshot(np.datetime64("1970-01-01"), names, [f"f{k}" for k in range(F.shape[1])], F, cov_b, var_u)
-        if self.scale_return:
-            if not r.std() > 0:
-                raise DataError("all expected returns are equal: there is nothing to scale (scale_return: false takes them as they are)")
-            r = r / r.std() * np.sqrt(np.mean(np.einsum("nk,kl,nl->n", F, cov_b, F) + var_u))
-        hold, out = (np.zeros(len(r), bool) if one is None else np.asarray(one, dtype=bool) for one in (mfh, mfs))
-        hold = hold & ~out
-        enhancer = self._enhancer(F.shape[1])
-        solution = enhancer.solve(r, risk, wb, w0, no_buy=hold, no_sell=hold, sell_all=out)
-        return solution.weights

@@ -15,8 +15,9 @@ from qlib.utils import fill_placeholder, flatten_dict, init_instance_by_config
 from qlib.workflow.record_temp import PortAnaRecord
 
 from qlib_ext.errors import ConfigError
+from qlib_ext.portfolio.closes import Closes
 from qlib_ext.portfolio.engine import Result
-from qlib_ext.portfolio.strategy import Closes, IndexEnhancementStrategy, ScheduledStrategy
+from qlib_ext.portfolio.strategy import IndexEnhancementStrategy, ScheduledStrategy
 from qlib_ext.report.metrics import excess_figures
 
 logger = get_module_logger("qlib_ext.portfolio")
@@ -48,6 +49,13 @@ class PortfolioRecord(PortAnaRecord):
         super().__init__(recorder=recorder, config=config, risk_analysis_freq=risk_analysis_freq, indicator_analysis_freq=indicator_analysis_freq,
                          indicator_analysis_method=indicator_analysis_method, skip_existing=skip_existing)
         self.engine, self.index, self.name = engine, index, name
+
+    def check(self, include_self: bool = False, parents: bool = True) -> None:
+        """Predictions are all that is needed (Qlib's record asks for labels too)."""
+        if include_self:
+            super().check(include_self=True, parents=False)
+        if parents and "pred.pkl" not in self.recorder.list_artifacts():
+            raise FileNotFoundError("pred.pkl")
 
     def get_path(self, path=None):
         return "/".join(part for part in (self.artifact_path, self.name, path) if part)

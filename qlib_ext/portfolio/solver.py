@@ -42,7 +42,8 @@ def solve(program: Program, solver: str = "auto") -> Answer:
     Raises:
         SolverError: no solver gave an answer that can be verified.
     """
-    ways = {"auto": (_screened, _whole, _impossible, _precise, _cvxpy), "clarabel": (_screened, _whole, _impossible, _precise), "cvxpy": (_cvxpy, _impossible)}[solver]
+    direct = (_screened, _whole, _impossible, _precise)
+    ways = {"auto": (*direct, _cvxpy), "clarabel": direct, "cvxpy": (_cvxpy, _impossible)}[solver]
     if not (program.low < program.high).any():
         return _fixed(program)
     faults = []
@@ -53,6 +54,14 @@ def solve(program: Program, solver: str = "auto") -> Answer:
         faults.append(f"{way.__name__.strip('_')}: {answer}")
     raise SolverError(f"{program.case.day}: no solver gave weights that can be verified ({'; '.join(faults)}): look for limits or covariances "
                       "of very different sizes among the inputs")
+
+
+def solve_or_none(program: Program, solver: str = "auto") -> Answer | None:
+    """`solve`, None where no answer can be verified."""
+    try:
+        return solve(program, solver)
+    except SolverError:
+        return None
 
 
 def _fixed(program: Program) -> Answer:

@@ -7,7 +7,6 @@ weight of what cannot be traded is not spread over the rest.
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Mapping, Sequence
@@ -16,26 +15,21 @@ import numpy as np
 import pandas as pd
 from qlib.backtest.decision import Order, TradeDecisionWO
 from qlib.backtest.exchange import Exchange
-from qlib.config import C
 from qlib.contrib.strategy import EnhancedIndexingStrategy as QlibEnhancedIndexingStrategy
 from qlib.contrib.strategy.signal_strategy import BaseSignalStrategy
 from qlib.log import get_module_logger
 from qlib.utils import init_instance_by_config
 from qlib.workflow import R
 
-from qlib_ext.data.field_reader import FieldReader
 from qlib_ext.data.universe import member_spans, trading_calendar, universe_grid
 from qlib_ext.errors import ConfigError, DataError, ExtError, InfeasibleError
-from qlib_ext.market_rules import kind_of
+from qlib_ext.portfolio.closes import Closes, index_scale
 from qlib_ext.portfolio.engine import Quotes, Result, plan_trades, simulate
-from qlib_ext.portfolio.optimizer import EnhancedIndexingOptimizer, IndexEnhancer, Solution
+from qlib_ext.portfolio.enhanced_indexing import EnhancedIndexingOptimizer
+from qlib_ext.portfolio.optimizer import IndexEnhancer, Solution
 from qlib_ext.portfolio.signal import make_signal
-from qlib_ext.store.metadata import read_metadata
-from qlib_ext.store.schema import INDEX_SIZES
 
 logger = get_module_logger("qlib_ext.strategy")
-AT_LIMIT = 1e-4
-"""A close this near (relative) to its limit stands at it: prices have 24 bits and are rounded to a cent."""
 LEAST_SCORED = 0.5
 """Share of the benchmark that a signal must score."""
 
@@ -148,18 +142,18 @@ class ScheduledStrategy(BaseSignalStrategy):
         start, end = self.trade_calendar.get_step_time(step)
         decided, traded = (np.datetime64(self.trade_calendar.get_step_time(step, shift=shift)[0], "D") for shift in (1, 0))
         position = self.trade_position
+        if decided >= traded:
+            raise DataError(f"the back-test starts on {traded}, the first day of the store: nothing is known on the day before")
         weights = self.decide(step, decided, traded, pd.Series(position.get_stock_weight_dict(), dtype=float), self.trade_exchange)
         if weights is None:
             return TradeDecisionWO([], self)
         amounts = position.get_stock_amount_dict()
         quotes, t, last = day_quotes(self.trade_exchange, start, end, [*amounts, *weights.index], position)
         place = {code: n for n, code in enumerate(quotes.instruments.tolist())}
-        held, wanted = np.zeros(len(place)), np.zeros(len(place))
+        held = np.zeros(len(place))
         for code, amount in amounts.items():
             held[place[code]] = amount
-        known = [code for code in weights.index if code in place]
-        wanted[[place[code] for code in known]] = weights[known].to_numpy()
-        trades = plan_trades(wanted, held, position.get_cash(), quotes, t, last)
+        trades = plan_trades(laid_on(weights, quotes), held, position.get_cash(), quotes, t, last)
         orders = [Order(stock_id=str(quotes.instruments[n]), amount=abs(float(trades[n])), start_time=start, end_time=end,
                         direction=Order.BUY if trades[n] > 0 else Order.SELL) for n in np.argsort(trades > 0, kind="stable") if trades[n]]
         return TradeDecisionWO(orders, self)
@@ -189,7 +183,7 @@ class ScheduledStrategy(BaseSignalStrategy):
             place = np.flatnonzero(weight)
             held = pd.Series(weight[place], index=names[place])
             wanted = self.decide(t, self._calendar[first + t - 1], quotes.days[t], held, exchange)
-            return None if wanted is None else wanted.reindex(names).fillna(0.0).to_numpy()
+            return None if wanted is None else laid_on(wanted, quotes)
 
         returns = None if bench is None else bench.reindex(pd.DatetimeIndex(quotes.days.astype("datetime64[ns]"))).to_numpy()
         result = simulate(quotes, decide, account, returns)
@@ -219,6 +213,20 @@ class ScheduledStrategy(BaseSignalStrategy):
                 recorder.save_objects(local_path=str(file), artifact_path=artifact_path)
 
 
+def laid_on(weights: pd.Series, quotes: Quotes) -> np.ndarray:
+    """Target weights in the order of the quotes ``[n]``.
+
+    Raises:
+        DataError: the quotes do not hold a stock that is wanted.
+    """
+    laid = weights.reindex(quotes.instruments).fillna(0.0).to_numpy()
+    if len(weights) and abs(laid.sum() - weights.sum()) > 1e-9:
+        lost = weights[~weights.index.isin(quotes.instruments)]
+        raise DataError(f"the exchange has no quotes of {len(lost)} stocks that are wanted with {lost.sum():.1%} of the account (the first "
+                        f"{lost.index[:3].tolist()}): widen its codes")
+    return laid
+
+
 def day_quotes(exchange: Exchange, start, end, codes: Sequence[str], position) -> tuple[Quotes, int, np.ndarray]:
     """Quotes of a trading day, its place in them, and the last price known before it ``[n]``: an `AShareExchange`'s own, or one day's asked of
     Qlib's exchange, stock by stock."""
@@ -245,101 +253,6 @@ def day_quotes(exchange: Exchange, start, end, codes: Sequence[str], position) -
 
 def _number(value) -> float:
     return np.nan if value is None else float(value)
-
-
-# ---- what is known at a close ---------------------------------------------------------------------------------------------------------
-@dataclass
-class Close:
-    """What the store tells at the close of a day, arrays ``[n]`` by `codes`: no_buy and no_sell (suspended is both), benchmark weights."""
-
-    codes: np.ndarray
-    listed: np.ndarray
-    no_buy: np.ndarray
-    no_sell: np.ndarray
-    benchmark: np.ndarray | None
-
-    def lay(self, values: pd.Series, missing: float) -> np.ndarray:
-        """A series by instrument on `codes` ``[n]``; what it names besides is left out."""
-        names = values.index.to_numpy(dtype=str)
-        place = np.minimum(self.codes.searchsorted(names), len(self.codes) - 1)
-        known, laid = self.codes[place] == names, np.full(len(self.codes), missing)
-        laid[place[known]] = values.to_numpy(dtype=float)[known]
-        return laid
-
-
-class Closes:
-    """Closes of the store's stocks, read once.
-
-    Args:
-        index: universe whose weights (field `<index>_weight`) are the benchmark; without the field its members weigh alike (`source` says
-            so). None: no benchmark.
-        buy_special: stocks in special treatment may be bought.
-    """
-
-    def __init__(self, index: str | None, buy_special: bool = False):
-        self.field, self.index, self.buy_special = f"{index}_weight", index, buy_special
-        codes = [code for code in member_spans("all") if kind_of(code) == "stock"]
-        fields = ["close", "limit_up", "limit_down", "is_st", *([self.field] if index else [])]
-        self.reader = FieldReader({code: [] for code in codes}, None, None, fields)
-        self.codes = np.array(list(self.reader.content), dtype=str)
-        self.days = self.reader.calendar.to_numpy().astype("datetime64[D]")
-        self.laid = {name: self.reader.lay(name, self.codes) for name in fields}
-        self.weighted = index is not None and bool(np.isfinite(self.laid[self.field]).any())
-        self.members = None if index is None or self.weighted else universe_grid(self.days, self.codes.tolist(), index)
-        if self.members is not None:
-            logger.warning(f"the store has no field {self.field}: the members of {index} weigh alike in the benchmark")
-        del self.reader
-
-    @property
-    def source(self) -> str:
-        """Where benchmark weights come from."""
-        return self.field if self.weighted else f"equal weights of {self.index}"
-
-    def benchmarks(self, days: np.ndarray) -> pd.DataFrame:
-        """Daily returns of the index made of its members: `total_return`, weighted as at the close before, and `equal_weight`.
-
-        Adjusted closes, dividends included; suspended stocks return 0. NaN on days without weights the day before.
-        """
-        close = self.laid["close"]
-        place = np.where(close > 0, np.arange(len(close))[:, None], -1)
-        last = np.take_along_axis(close, np.maximum(np.maximum.accumulate(place, axis=0), 0), axis=0)
-        found = np.full((len(days), 2), np.nan)
-        for row, t in enumerate(np.searchsorted(self.days, np.asarray(days, "datetime64[D]"))):
-            weight = self.at(self.days[t - 1]).benchmark if t else np.zeros(1)
-            if weight.any():
-                moved = np.where(close[t] > 0, close[t] / last[t - 1] - 1, 0.0)
-                moved = np.where(np.isfinite(moved), moved, 0.0)
-                found[row] = weight @ moved / weight.sum(), moved[weight > 0].mean()
-        return pd.DataFrame(found, index=pd.DatetimeIndex(np.asarray(days, "datetime64[ns]")), columns=["total_return", "equal_weight"])
-
-    def at(self, day: np.datetime64) -> Close:
-        """The close of a day.
-
-        Raises:
-            DataError: the benchmark has no weights on the day, or it is no trading day.
-        """
-        t = int(np.searchsorted(self.days, day))
-        if t == len(self.days) or self.days[t] != day:
-            raise DataError(f"{day} is no trading day of the store, which runs from {self.days[0]} to {self.days[-1]}")
-        close, up, down, special = (self.laid[name][t] for name in ("close", "limit_up", "limit_down", "is_st"))
-        suspended = ~(close > 0)
-        no_buy = suspended | (close >= up * (1 - AT_LIMIT)) | ((special == 1) & (not self.buy_special))
-        listed = np.isfinite(self.laid["close"][max(t - 250, 0):t + 1]).any(axis=0)
-        benchmark = None
-        if self.index is not None:
-            benchmark = self.laid[self.field][t] if self.weighted else np.where(self.members[t] & listed, 1.0, np.nan)
-            benchmark = np.where(benchmark > 0, benchmark, 0.0)
-            if not benchmark.any():
-                raise DataError(f"{self.index} has no weights on {day}: choose a later start, or ingest its weights")
-            benchmark = benchmark if self.weighted else benchmark / benchmark.sum()
-        return Close(self.codes, listed, no_buy, suspended | (close <= down * (1 + AT_LIMIT)), benchmark)
-
-
-def index_scale(index: str) -> float:
-    """How many times larger the real index is than this store's; 1 where the store does not say."""
-    metadata = read_metadata(Path(C.dpm.get_data_uri("day"))) or {}
-    size = metadata.get("index_sizes", {}).get(index)
-    return max(INDEX_SIZES[index] / size, 1.0) if size and index in INDEX_SIZES else 1.0
 
 
 class IndexEnhancementStrategy(ScheduledStrategy):
@@ -373,9 +286,9 @@ class IndexEnhancementStrategy(ScheduledStrategy):
             self.enhancer = IndexEnhancer(**optimizer)
         except TypeError as error:
             raise ConfigError(f"optimizer: {str(error).replace('IndexEnhancer.__init__() ', '')}; it takes the keywords of IndexEnhancer") from error
-        self.index, self.snapshots, self.blacklist = index, snapshots, [str(code) for code in blacklist]
+        self.index, self.snapshots, self.blacklist = index.lower(), snapshots, [str(code) for code in blacklist]
         self.buy_special, self.infeasible = buy_special, infeasible
-        self.scale = index_scale(index) if scale is None else scale
+        self.scale = index_scale(self.index) if scale is None else scale
         super().__init__(signal=signal, rebalance=rebalance, risk_degree=risk_degree, trade_exchange=trade_exchange, level_infra=level_infra,
                          common_infra=common_infra)
 
@@ -452,6 +365,7 @@ class TopKStrategy(ScheduledStrategy):
             raise ConfigError(f"topk={topk!r} must be a whole number above 0, buffer={buffer!r} a number from 0 up")
         if universe is not None:
             member_spans(universe)
+            universe = universe.lower()
         self.topk = topk if universe is None else max(round(topk / index_scale(universe)), 1)
         self.buffer, self.universe, self.blacklist, self.buy_special = buffer, universe, [str(code) for code in blacklist], buy_special
         super().__init__(signal=signal, rebalance=rebalance, risk_degree=risk_degree, trade_exchange=trade_exchange, level_infra=level_infra,

@@ -138,9 +138,21 @@ def test_full_investment_unless_something_else_is_said():
 def test_missing_styles_are_an_error_or_named():
     case = five_program({}).case
     styles = make_constraints({"style": {"size": 0.5, "roe": 0.3}, "industry": {"z": 0.1, "x": 0.1}})
-    assert check_missing(styles, case, "drop") == ["roe"]     # an industry that no stock of the day is in limits nothing
-    with pytest.raises(DataError, match="no style roe.*it has size"):
+    assert check_missing(styles, case, "drop") == {"missing_styles": ["roe"], "missing_industries": ["z"]}
+    with pytest.raises(DataError, match="no style roe.*its styles: size"):
         check_missing(styles, case, "error")
+    assert check_missing(make_constraints({"industry": {"z": 0.1, "x": 0.1}}), case, "error") == {"missing_industries": ["z"]}
+
+
+def test_bands_on_all_of_what_the_risk_model_lacks():
+    case = five_program({}).case
+    case.factors = tuple(name.replace("industry:", "deep_") for name in case.factors)
+    for missing in ("error", "drop"):
+        if missing == "error":
+            with pytest.raises(DataError, match="no factors for industry bands"):
+                check_missing(make_constraints({"industry": 0.1}), case, missing)
+        else:
+            assert check_missing(make_constraints({"industry": 0.1}), case, missing) == {"missing_styles": ["all of industry"]}
 
 
 def test_presets_are_what_the_reports_say():

@@ -274,8 +274,8 @@ def test_quotes_are_those_qlib_reads(generated):
 def test_limits_found_by_the_rules_are_those_of_the_store(generated, monkeypatch):
     small_market.start_qlib(generated)
     given = AShareExchange().quotes
-    has = AShareExchange.__init__.__globals__["_Bars"].has
-    monkeypatch.setattr("qlib_ext.portfolio.exchange._Bars.has", lambda bars, name: has(bars, name) & ("limit" not in name))
+    has = AShareExchange.__init__.__globals__["Bars"].has
+    monkeypatch.setattr("qlib_ext.portfolio.exchange.Bars.has", lambda bars, name: has(bars, name) & ("limit" not in name))
     found = AShareExchange().quotes
     assert (np.isfinite(given.close) & ~given.can_buy).sum() > 200
     np.testing.assert_array_equal(given.can_buy, found.can_buy)

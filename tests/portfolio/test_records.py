@@ -20,7 +20,7 @@ def tracked(tmp_path_factory):
     start_qlib(store, exp_manager=manager(uri))
     predictions = scores(store)
     with R.start(experiment_name="scored"):
-        R.save_objects(**{"pred.pkl": predictions, "label.pkl": predictions})
+        R.save_objects(**{"pred.pkl": predictions})                        # labels are not needed
         name = R.get_recorder().id
     return uri, store, risk, name
 

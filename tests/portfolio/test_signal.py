@@ -80,10 +80,12 @@ def test_predictions_of_recorders(tmp_path, tmp_path_factory):
     store = build_store(tmp_path_factory.getbasetemp() / "small_market")
     start_qlib(store, exp_manager={"class": "SqliteExpManager", "module_path": "qlib_ext.tracking",
                                    "kwargs": {"uri": f"sqlite:///{tmp_path}/tracking.db", "default_exp_name": "Experiment"}})
+    names = []
     for seed in (0, 1):
         with R.start(experiment_name="scored"):
             R.save_objects(**{"pred.pkl": scores(seed)})
-            known = R.get_recorder().id if seed == 0 else known
+            names.append(R.get_recorder().id)
+    known = names[0]
     with R.start(experiment_name="empty"):
         pass
     latest = RecorderSignal("scored").get_signal(DAYS[1], DAYS[1])

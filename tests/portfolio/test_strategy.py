@@ -9,8 +9,9 @@ from enhanced_market import FIRST, LAST, LIMITS, backtest, prepared, scores
 from small_market import start_qlib
 
 from qlib_ext.errors import ConfigError, DataError, InfeasibleError
+from qlib_ext.portfolio.closes import Closes, index_scale
 from qlib_ext.portfolio.exchange import AShareExchange
-from qlib_ext.portfolio.strategy import Closes, EnhancedIndexingStrategy, IndexEnhancementStrategy, Schedule, TopKStrategy, index_scale, week_of
+from qlib_ext.portfolio.strategy import EnhancedIndexingStrategy, IndexEnhancementStrategy, Schedule, TopKStrategy, week_of
 
 
 @pytest.fixture(scope="module")
@@ -96,12 +97,13 @@ def test_locks_are_those_of_the_close(made, exchange):
     """What was suspended keeps its weight, what closed at the upper limit is not bought, at the lower one not sold."""
     strategy = made(optimizer={"constraints": {"tracking_error": 0.03}})                  # close to the index: nearly all members are held
     strategy.simulate(exchange, FIRST, LAST, 1e7)
-    closes, counts = strategy.closes, {"halted": 0, "no_buy": 0}
+    from qlib.data import D
+    fields, counts = D.features(D.instruments("all"), ["$close", "$limit_up", "$limit_down"], start_time=FIRST, end_time=LAST), {"halted": 0, "no_buy": 0}
     for day, rows in strategy.table("decisions").groupby("day"):
-        t = int(np.searchsorted(closes.days, np.datetime64(day)))
         for name, weight, current in rows[["instrument", "weight", "current"]].itertuples(index=False):
-            n = int(np.searchsorted(closes.codes, name))
-            close, up, down = (closes.laid[field][t, n] for field in ("close", "limit_up", "limit_down"))
+            if pd.Timestamp(day) < pd.Timestamp(FIRST):
+                continue
+            close, up, down = fields.loc[(name, pd.Timestamp(day))] if (name, pd.Timestamp(day)) in fields.index else [np.nan] * 3
             if np.isnan(close):
                 counts["halted"] += current > 0
                 assert weight == pytest.approx(current, abs=1e-9)
@@ -180,7 +182,7 @@ def test_blacklist_and_special_treatment_are_not_bought(made, exchange):
     strategy.simulate(exchange, FIRST, "2016-06-30", 1e7)
     assert not strategy.table("decisions").query("instrument in @bought and weight > 0").shape[0]
     closes, freely = Closes(None), Closes(None, buy_special=True)
-    special = closes.laid["is_st"] == 1
+    special = closes.special
     t = np.flatnonzero(special.any(axis=1))[0]
     assert closes.at(closes.days[t]).no_buy[special[t]].all()
     assert (closes.at(closes.days[t]).no_buy & ~freely.at(closes.days[t]).no_buy).any()
@@ -208,6 +210,48 @@ def test_top_k_keeps_what_is_within_the_buffer(made, exchange, market):
 def member_codes(day: str) -> set:
     from qlib_ext.data.universe import member_spans
     return {code for code, spans in member_spans("csi1000").items() if any(a <= pd.Timestamp(day) <= b for a, b in spans)}
+
+
+def test_a_backtest_cannot_start_on_the_stores_first_day(made, market):
+    first = str(Closes(None).days[0])
+    exchange = AShareExchange(None, "2015-03-01")
+    with pytest.raises(DataError, match="the first day of the store"):
+        made().simulate(exchange, first, "2015-02-10")
+    from qlib.backtest import backtest as run
+    executor = {"class": "SimulatorExecutor", "module_path": "qlib.backtest.executor", "kwargs": {"time_per_step": "day"}}
+    with pytest.raises(DataError, match="the first day of the store"):
+        run(start_time=first, end_time="2015-02-10", strategy=made(), executor=executor, benchmark="SH000852", exchange_kwargs={"exchange": exchange})
+
+
+def test_what_is_wanted_needs_quotes(made):
+    with pytest.raises(DataError, match="widen its codes"):
+        made().simulate(AShareExchange("2016-04-25", "2016-12-01", codes="csi300"), FIRST, LAST)
+
+
+def test_an_index_in_capitals_is_the_same(made, exchange):
+    plain, capitals = made(), made(index="CSI1000")
+    for strategy in (plain, capitals):
+        strategy.simulate(exchange, FIRST, "2016-06-15")
+    pd.testing.assert_frame_equal(plain.table("decisions"), capitals.table("decisions"))
+
+
+def test_locks_without_limit_fields_are_those_of_the_rules(made, market, tmp_path):
+    """A folder without limit prices locks the same stocks: the market's rules stand in."""
+    store, _ = market
+    with_fields = Closes("csi1000")
+    bare = tmp_path / "bare"
+    shutil.copytree(store, bare)
+    for file in [*(bare / "features").rglob("limit_*.day.bin"), *(bare / "features").rglob("csi1000_weight.day.bin")]:
+        file.unlink()
+    start_qlib(bare)
+    try:
+        by_rules = Closes("csi1000")
+    finally:
+        start_qlib(store)
+    assert with_fields.at_upper.sum() > 20
+    np.testing.assert_array_equal(with_fields.at_upper, by_rules.at_upper)
+    np.testing.assert_array_equal(with_fields.at_lower, by_rules.at_lower)
+    assert by_rules.source == "equal weights of csi1000" and by_rules.at(by_rules.days[300]).benchmark.max() == pytest.approx(1 / 40)
 
 
 def test_qlibs_own_exchange_serves_too(made, market):
