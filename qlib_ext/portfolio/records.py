@@ -91,7 +91,7 @@ class PortfolioRecord(PortAnaRecord):
         exchange = (options.get("exchange_kwargs") or {}).get("exchange")
         if exchange is None:
             raise ConfigError("engine: fast needs backtest.exchange_kwargs.exchange: {class: AShareExchange, module_path: qlib_ext.portfolio.exchange}")
-        bench = index_returns(options.get("benchmark"), options["start_time"], options["end_time"])
+        bench = index_returns(options.get("benchmark", "SH000300"), options["start_time"], options["end_time"])      # Qlib's default
         result = strategy.simulate(init_instance_by_config(exchange), options["start_time"], options["end_time"], options.get("account", 1e9), bench)
         report = result.report
         analysis = pd.concat({name: risk_analysis(returns, freq="1day") for name, returns in (
@@ -103,7 +103,8 @@ class PortfolioRecord(PortAnaRecord):
     def _benchmarks(self, report: pd.DataFrame, strategy) -> dict[str, Any]:
         """Daily returns side by side, and the figures over each benchmark."""
         index = self.index or getattr(strategy, "index", None) or getattr(strategy, "universe", None)
-        closes = strategy.closes if isinstance(strategy, IndexEnhancementStrategy) else None if index is None else Closes(index)
+        own = strategy.closes if isinstance(strategy, IndexEnhancementStrategy) else None
+        closes = own if index is None or own is not None and own.index == index.lower() else Closes(index.lower())
         frame = daily_returns(report, closes)
         table = over_benchmarks(frame)
         certificates = strategy.table("certificates") if isinstance(strategy, ScheduledStrategy) else pd.DataFrame()

@@ -350,7 +350,8 @@ class IndexEnhancementStrategy(ScheduledStrategy):
 class TopKStrategy(ScheduledStrategy):
     """The best stocks with equal weights; who is held stays while ranked within ``topk x (1 + buffer)``.
 
-    A stock that cannot be sold keeps its weight and its place, one that cannot be bought is passed over (as of the close decided on).
+    A stock that cannot be sold keeps its weight and its place, one that cannot be bought is passed over or not added to (as of the close decided
+    on); the others share the rest alike.
 
     Args:
         topk: how many; fewer on a store whose index is smaller than the real one. buffer: 0 sells whatever leaves the best.
@@ -388,8 +389,16 @@ class TopKStrategy(ScheduledStrategy):
         can_buy = ~close.no_buy & ~np.isin(close.codes, self.blacklist)
         bought = [n for n in ranked if can_buy[n] and current[n] == 0][:max(self.topk - len(locked) - len(kept), 0)]
         weights = np.zeros(len(alpha))
-        weights[[*kept, *bought]] = max(1 - current[locked].sum(), 0.0) / max(len(kept) + len(bought), 1)
         weights[locked] = current[locked]
+        alike = [*kept, *bought]
+        while alike:                                          # who may not be bought stays below an equal share
+            share = max(1 - weights.sum(), 0.0) / len(alike)
+            below = [n for n in alike if not can_buy[n] and current[n] < share]
+            if not below:
+                weights[alike] = share
+                break
+            weights[below] = current[below]
+            alike = [n for n in alike if n not in below]
         at = np.flatnonzero(weights)
         self.keep("decisions", pd.DataFrame({"day": str(decided), "instrument": close.codes[at], "weight": weights[at]}))
         return pd.Series(weights[at], index=close.codes[at])

@@ -207,6 +207,22 @@ def test_top_k_keeps_what_is_within_the_buffer(made, exchange, market):
     assert stayed > 10
 
 
+def test_top_k_does_not_add_to_what_may_not_be_bought(made, exchange, market):
+    plain = made(TopKStrategy, topk=20)
+    plain.simulate(exchange, FIRST, LAST, 1e7)
+    table = plain.table("decisions")
+    first = table["day"].iloc[0]
+    code = table.query("day == @first")["instrument"].iloc[0]
+    held = pd.Series({code: 0.02})
+    day, after = (np.datetime64(one) for one in (first, table["day"].unique()[1]))
+    strategy = made(TopKStrategy, topk=20, blacklist=[code])
+    weights = strategy.target(day, after, plain.signal.get_signal(pd.Timestamp(first), pd.Timestamp(first)), held, exchange)
+    assert weights[code] == pytest.approx(0.02) and weights.sum() == pytest.approx(1) and len(weights) == 20
+    assert weights.drop(code).to_numpy() == pytest.approx(0.98 / 19)
+    free = made(TopKStrategy, topk=20).target(day, after, plain.signal.get_signal(pd.Timestamp(first), pd.Timestamp(first)), held, exchange)
+    assert free.to_numpy() == pytest.approx(1 / 20)
+
+
 def member_codes(day: str) -> set:
     from qlib_ext.data.universe import member_spans
     return {code for code, spans in member_spans("csi1000").items() if any(a <= pd.Timestamp(day) <= b for a, b in spans)}
