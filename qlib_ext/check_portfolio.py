@@ -45,7 +45,8 @@ def _check_optimizer(add: Callable, warn: Callable, place: str, kwargs: dict, st
     if enhancer is not None and enhancer.missing_styles == "error" and kwargs.get("snapshots") is None:
         _check_styles(add, f"{place}.optimizer", enhancer.style_names(), store, codes)
         if any(one.name == "industry" for one in enhancer.constraints) and store.missing_fields({"industry"}, codes):
-            add(f"{place}.optimizer", "bands on industries, and the store has no field industry", "ingest table industry, or set missing_styles: drop")
+            add(f"{place}.optimizer", "bands on industries, and the store has no field industry",
+                "ingest table industry, or set missing_styles: drop")
 
 
 def _check_styles(add: Callable, place: str, names: list[str], store, codes: list[str]) -> None:

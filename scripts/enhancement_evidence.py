@@ -2,9 +2,10 @@
 
     python scripts/enhancement_evidence.py baseline_lightgbm_enhanced_csi1000 --index csi1000 [--store STORE] [--uri URI]
 
-Takes the model of an experiment's latest run, scores its validation and test segments, and holds portfolios against three benchmarks: presets
-as they stand, one with limits of turnover (the best on the validation year is marked), top-k lists, Qlib's TopkDropout, and Qlib's own enhanced
-indexing where ECOS is installed (it cannot solve without). All trade at the close with the brokers' 0.2 % for both ways.
+Takes the model of an experiment's latest run, scores its validation and test segments, and holds portfolios against three benchmarks:
+presets as they stand, one with limits of turnover (the best on the validation year is marked), top-k lists, Qlib's TopkDropout, and
+Qlib's own enhanced indexing where ECOS is installed (it cannot solve without). All trade at the close with the brokers' 0.2 % for both
+ways.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ def row(report: pd.DataFrame, closes, strategy=None) -> dict:
     total = table.loc["total_return"]
     found = {"excess before cost": total["excess a year before cost"], "excess": total["excess a year"], "IR": total["IR"],
              "drawdown": total["drawdown"], "TE": total["tracking error"], "over price index": table.loc["price_index", "excess a year"],
-             "over equal weights": table.loc["equal_weight", "excess a year"], "turnover a year": report["turnover"].sum() / 2 * 252 / len(report)}
+             "over equal weights": table.loc["equal_weight", "excess a year"],
+             "turnover a year": report["turnover"].sum() / 2 * 252 / len(report)}
     certificates = strategy.table("certificates") if strategy is not None else pd.DataFrame()
     if len(certificates):
         exposures = strategy.table("exposures").merge(certificates[["day", "relaxed"]], on="day")
@@ -89,7 +91,8 @@ def qlib_rows(scores, index: str, benchmark: str, span, exchange, closes, snapsh
     from qlib_ext.store.snapshots import SnapshotStore, export_qlib
     executor = {"class": "SimulatorExecutor", "module_path": "qlib.backtest.executor",
                 "kwargs": {"time_per_step": "day", "generate_portfolio_metrics": True}}
-    run = lambda strategy: backtest(start_time=span[0], end_time=span[1], strategy=strategy, executor=executor, benchmark=benchmark,  # noqa: E731
+    run = lambda strategy: backtest(start_time=span[0], end_time=span[1], strategy=strategy, executor=executor, benchmark=benchmark,
+                                    # noqa: E731
                                     account=1e8, exchange_kwargs={"exchange": exchange})[0]["1day"][0]
     rows = {"Qlib TopkDropout 50/5": row(run(TopkDropoutStrategy(signal=scores, topk=50, n_drop=5)), closes)}
     if importlib.util.find_spec("ecos") is None:
@@ -136,7 +139,8 @@ def main() -> None:
             rows[years, name] = row(strategy.simulate(exchange, *span, 1e8, bench).report, closes, strategy)
             print(years, name, json.dumps({key: round(float(value), 6) for key, value in rows[years, name].items()}), flush=True)
         if options.only != "ours":
-            rows |= {(years, name): one for name, one in qlib_rows(scores, options.index, benchmark, span, exchange, closes, options.snapshots).items()}
+            rows |= {(years, name): one for name, one in qlib_rows(scores, options.index, benchmark, span, exchange, closes,
+                                                                   options.snapshots).items()}
     table = pd.DataFrame.from_dict(rows, orient="index")
     print(table.to_string(float_format="{:.4f}".format))
     if options.only != "qlib":

@@ -1,4 +1,5 @@
-"""Index-enhanced portfolios of predictions that are in a recorder: `python -m qlib_ext.portfolio EXPERIMENT --index csi300 csi500 csi1000`."""
+"""Index-enhanced portfolios of predictions that are in a recorder: `python -m qlib_ext.portfolio EXPERIMENT --index csi300 csi500
+csi1000`."""
 
 from __future__ import annotations
 
@@ -22,11 +23,13 @@ from qlib_ext.store.schema import INDEX_CODES
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line; 0, or 1 with the error's sentence on stderr."""
-    parser = argparse.ArgumentParser(prog="python -m qlib_ext.portfolio", description="Portfolios of one recorder's predictions, one for each index; "
+    parser = argparse.ArgumentParser(prog="python -m qlib_ext.portfolio", description="Portfolios of one recorder's predictions, one for "
+                                                                                      "each index; "
                                      "results go into that recorder, under portfolio_analysis/<index>.")
     parser.add_argument("experiment", help="experiment whose predictions are used")
     parser.add_argument("--recorder", help="its recorder; default: the latest finished one")
-    parser.add_argument("--index", nargs="+", default=list(INDEX_CODES), choices=list(INDEX_CODES), help="indices to enhance; default: all three")
+    parser.add_argument("--index", nargs="+", default=list(INDEX_CODES), choices=list(INDEX_CODES),
+                        help="indices to enhance; default: all three")
     parser.add_argument("--preset", default="meta", choices=list(PRESETS), help="set of constraints (default meta)")
     parser.add_argument("--missing-styles", default="error", choices=("error", "drop"), help="what a band on a style the store lacks means")
     parser.add_argument("--engine", default="fast", choices=ENGINES)
@@ -57,7 +60,8 @@ def _run(options) -> int:
         strategy = {"class": "IndexEnhancementStrategy", "module_path": "qlib_ext.portfolio.strategy", "kwargs": {
             "signal": "<PRED>", "index": index, "snapshots": options.snapshots,
             "optimizer": {"preset": options.preset, "missing_styles": options.missing_styles}}}
-        config = backtest_config(strategy, start, end, INDEX_CODES[index], {"deal_price": options.deal_price, "costs": options.costs}, options.account)
+        config = backtest_config(strategy, start, end, INDEX_CODES[index], {"deal_price": options.deal_price, "costs": options.costs},
+                                 options.account)
         record = PortfolioRecord(R.get_recorder(recorder_id=recorder, experiment_name=options.experiment), config, engine=options.engine,
                                  index=index, name=index)
         if record.generate() is None:
@@ -73,7 +77,8 @@ def _span(scores: pd.DataFrame, start: str | None, end: str | None) -> tuple[str
     last = (calendar.searchsorted(pd.Timestamp(end), side="right") if end else calendar.searchsorted(days.max(), side="right") + 1) - 1
     last = min(last, len(calendar) - 2)
     if first > last:
-        raise DataError(f"no trading day from {start or days.min()} to {end or days.max()} in the store, which ends on {calendar[-1]:%Y-%m-%d}")
+        raise DataError(f"no trading day from {start or days.min()} to {end or days.max()} in the store, which ends on "
+                        f"{calendar[-1]:%Y-%m-%d}")
     return str(calendar[first].date()), str(calendar[last].date())
 
 

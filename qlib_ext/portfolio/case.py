@@ -17,21 +17,31 @@ MOST_UNKNOWN = 0.1
 """Share of the benchmark that the risk model need not know."""
 
 
-def make_case(instruments: np.ndarray | None, standardize: bool, alpha, risk: RiskSnapshot, benchmark, current, no_buy, no_sell, sell_all, cost, members, extras, scale,
-           day) -> tuple[Case, dict[str, Any]]:
-    """Everything in one order; and what was done to it."""
-    day, names = str(risk.date) if day is None else str(day), risk.instruments if instruments is None else np.asarray(instruments).astype(str)
+def make_case(given: dict[str, Any], risk: RiskSnapshot, instruments: np.ndarray | None, standardize: bool, scale: float,
+              day: str | None) -> tuple[Case, dict[str, Any]]:
+    """Everything in one order; and what was done to it.
+
+    Args:
+        given: what `IndexEnhancer.solve` takes by stock, by its names; `cost` is a pair, `extras` a mapping or None.
+        risk, instruments, scale, day: as there. standardize: z-score the alphas.
+
+    Raises:
+        ConfigError, ShapeError, DataError: unusable input, named.
+    """
+    day = str(risk.date) if day is None else str(day)
+    names = risk.instruments if instruments is None else np.asarray(instruments).astype(str)
     if not np.isfinite(scale) or scale < 1:
         raise ConfigError(f"scale must be a number from 1 up, got {scale!r}")
-    given = {"alpha": alpha, "benchmark": benchmark, "current": current, "no_buy": no_buy, "no_sell": no_sell, "sell_all": sell_all, "members": members,
-             "cost": cost[0], "cost of selling": cost[1], **{f"extras: {name}": values for name, values in extras.items()}}
+    extras, cost = given.pop("extras") or {}, given.pop("cost")
+    given = {**given, "cost": cost[0], "cost of selling": cost[1], **{f"extras: {name}": values for name, values in extras.items()}}
     series = {name: values for name, values in given.items() if isinstance(values, pd.Series)}
     for name, values in series.items():
         if values.index.has_duplicates:
             raise DataError(f"{day}: {name} names {values.index[values.index.duplicated()][0]} twice: every stock may have one row")
     arrays = [name for name, values in given.items() if not (values is None or np.isscalar(values) or name in series)]
     if series and arrays and instruments is None:
-        raise ShapeError(f"{day}: {arrays[0]} is an array and {next(iter(series))} a Series: give Series by instrument everywhere, or arrays everywhere, "
+        raise ShapeError(f"{day}: {arrays[0]} is an array and {next(iter(series))} a Series: give Series by instrument everywhere, or "
+                         "arrays everywhere, "
                          "or name the instruments of the arrays")
     if (names[1:] <= names[:-1]).any():
         raise DataError(f"{day}: instruments must be in ascending order, each once")
@@ -54,7 +64,8 @@ def make_case(instruments: np.ndarray | None, standardize: bool, alpha, risk: Ri
                 values.reindex(names, fill_value=missing).to_numpy(dtype=kind)
         values = np.asarray(values)
         if values.shape != (len(names),):
-            raise ShapeError(f"{day}: {name} has shape {values.shape} for {len(names)} stocks: give a Series by instrument, or an array in the order "
+            raise ShapeError(f"{day}: {name} has shape {values.shape} for {len(names)} stocks: give a Series by instrument, or an array "
+                             "in the order "
                              "of instruments (without them: risk.instruments)")
         return values.astype(kind)
 
@@ -87,7 +98,8 @@ def make_case(instruments: np.ndarray | None, standardize: bool, alpha, risk: Ri
         columns[name] = np.where(np.isfinite(values), values, 0.0)
     case = Case(day, names, score, weights / total, held, exposure, risk.factors, risk.factor_cov, specific,
                 take("no_buy", False, bool) | unscored | unknown, take("no_sell", False, bool),
-                weights > 0 if members is None else take("members", False, bool), take("cost", 0.0), take("cost of selling", 0.0), take("sell_all", False, bool), columns, float(scale))
+                weights > 0 if given["members"] is None else take("members", False, bool), take("cost", 0.0),
+                take("cost of selling", 0.0), take("sell_all", False, bool), columns, float(scale))
     for name, values in (("cost", case.buy_cost), ("cost of selling", case.sell_cost)):
         if not np.isfinite(values).all() or (values < 0).any():
             raise DataError(f"{day}: {name} holds values below 0 or not finite")
@@ -96,14 +108,16 @@ def make_case(instruments: np.ndarray | None, standardize: bool, alpha, risk: Ri
 
 def _check_weights(day: str, name: str, values: np.ndarray) -> None:
     if not np.isfinite(values).all() or (values < 0).any():
-        raise DataError(f"{day}: {name} weights hold {int((~np.isfinite(values)).sum())} that are not finite and {int((values < 0).sum())} below 0")
+        raise DataError(f"{day}: {name} weights hold {int((~np.isfinite(values)).sum())} that are not finite and "
+                        f"{int((values < 0).sum())} below 0")
 
 
 def _scores(day: str, alpha: np.ndarray, standardize: bool) -> tuple[np.ndarray, np.ndarray]:
     """Alpha without gaps (the mean stands in), and where the gaps were."""
     known = ~np.isnan(alpha)
     if not known.any() or np.isinf(alpha).any():
-        raise DataError(f"{day}: alpha is {'infinite for some stocks' if known.any() else 'unknown for all stocks'}: look at the signal of the day")
+        raise DataError(f"{day}: alpha is {'infinite for some stocks' if known.any() else 'unknown for all stocks'}: look at the signal "
+                        "of the day")
     values = alpha[known]
     if standardize:
         scale = values.std()

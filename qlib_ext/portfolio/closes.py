@@ -20,14 +20,18 @@ from qlib_ext.store.schema import INDEX_SIZES
 logger = get_module_logger("qlib_ext.closes")
 RECENT = 250
 """Trading days since the last close within which a stock counts as listed."""
+STALE = 60
+"""Trading days without a close after which a holding is said to be stale."""
 
 
 @dataclass
 class Close:
-    """What the store tells at the close of a day, arrays ``[n]`` by `codes`: no_buy and no_sell (suspended is both), benchmark weights."""
+    """What the store tells at the close of a day, arrays ``[n]`` by `codes`: no_buy and no_sell (suspended is both), benchmark weights; `listed`
+    with a close in the last year, `stale` without one for `STALE` days."""
 
     codes: np.ndarray
     listed: np.ndarray
+    stale: np.ndarray
     no_buy: np.ndarray
     no_sell: np.ndarray
     benchmark: np.ndarray | None
@@ -58,7 +62,9 @@ class Closes:
         self.close, self.special = bars.lay("close"), bars.lay("is_st") == 1
         up, down, half = limits(bars, bars.factor())
         self.at_upper, self.at_lower = self.close >= up - half, self.close <= down + half
-        self.listed = self._listed()
+        days = np.arange(len(self.days))[:, None]
+        age = days - np.maximum.accumulate(np.where(self.close > 0, days, -RECENT), axis=0)
+        self.listed, self.stale = age < RECENT, age >= STALE
         self.weights = bars.lay(self.field) if index else None
         self.weighted = index is not None and bool(np.isfinite(self.weights).any())
         if index is not None and not self.weighted:
@@ -66,11 +72,6 @@ class Closes:
             member = universe_grid(self.days, self.codes.tolist(), index)
             self.weights = np.where(member & self.listed, 1.0, np.nan)
             self.weights /= np.maximum(np.nansum(self.weights, axis=1, keepdims=True), 1.0)
-
-    def _listed(self) -> np.ndarray:
-        """Stocks with a close in the last year ``[t, n]``."""
-        last = np.maximum.accumulate(np.where(self.close > 0, np.arange(len(self.days))[:, None], -RECENT), axis=0)
-        return np.arange(len(self.days))[:, None] - last < RECENT
 
     @property
     def source(self) -> str:
@@ -109,7 +110,7 @@ class Closes:
             benchmark = np.nan_to_num(self.weights[t])
             if not benchmark.any():
                 raise DataError(f"{self.index} has no weights on {day}: choose a later start, or ingest its weights")
-        return Close(self.codes, self.listed[t], no_buy, suspended | self.at_lower[t], benchmark)
+        return Close(self.codes, self.listed[t], self.stale[t], no_buy, suspended | self.at_lower[t], benchmark)
 
 
 def index_scale(index: str) -> float:

@@ -238,7 +238,8 @@ def make_constraints(config: Mapping[str, Any]) -> list[Constraint]:
 
 
 def check_missing(constraints: list[Constraint], case: Case, missing_styles: str) -> dict[str, list[str]]:
-    """What the bands ask for and the case does not have: `missing_styles`, and `missing_industries` (single ones, without stocks on the day).
+    """What the bands ask for and the case does not have: `missing_styles`, and `missing_industries` (single ones, without stocks on the
+    day).
 
     Raises:
         DataError: a style is missing, or there are no industries (no styles) at all to band, and `missing_styles` is ``error``.
@@ -247,7 +248,8 @@ def check_missing(constraints: list[Constraint], case: Case, missing_styles: str
     bare = [one.name for one in constraints if isinstance(one, _Named) and one.default is not None and not one.known(case)]
     if (styles or bare) and missing_styles == "error":
         lacks = f"no style {', '.join(styles)}" if styles else f"no factors for {' and '.join(bare)} bands"
-        raise DataError(f"{case.day}: the risk model has {lacks} (its styles: {', '.join(style_names(case.factors)) or 'none'}): give the store the fields it "
+        raise DataError(f"{case.day}: the risk model has {lacks} (its styles: {', '.join(style_names(case.factors)) or 'none'}): give "
+                        "the store the fields it "
                         "needs, or set missing_styles: drop")
     industries = [name for one in constraints if isinstance(one, Industry) for name in one.missing(case)]
     found = {"missing_styles": styles + [f"all of {name}" for name in bare], "missing_industries": industries}

@@ -40,8 +40,8 @@ class EnhancedIndexingOptimizer:
                              risk_aversion=self.lamb / DAYS_A_YEAR, pull=0.0)
 
     def __call__(self, r, F, cov_b, var_u, w0, wb, mfh=None, mfs=None) -> np.ndarray:
-        """Weights ``[n]``. Arguments as Qlib's: r, var_u, w0, wb ``[n]`` (or columns ``[n, 1]``), F ``[n, k]``, cov_b ``[k, k]``, bool masks: mfh must be held as it is,
-        mfs must be sold (which goes before mfh).
+        """Weights ``[n]``. Arguments as Qlib's: r, var_u, w0, wb ``[n]`` (or columns ``[n, 1]``), F ``[n, k]``, cov_b ``[k, k]``, bool
+        masks: mfh must be held as it is, mfs must be sold (which goes before mfh).
 
         Raises:
             ShapeError, DataError: unusable arrays. InfeasibleError: no weights keep all limits. SolverError.

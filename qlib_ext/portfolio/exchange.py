@@ -299,8 +299,8 @@ def _quotes(bars: Bars, buy: np.ndarray, sell: np.ndarray, costs: Costs, slippag
 
 
 def limits(bars: Bars, factor: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Upper and lower limit x factor ``[t, n]``, NaN where none: the store's, for stocks without them by the market's rules; and half a tick,
-    within which a price stands at its limit."""
+    """Upper and lower limit x factor ``[t, n]``, NaN where none: the store's, for stocks without them by the market's rules; and half a
+    tick, within which a price stands at its limit."""
     up, down = bars.lay("limit_up"), bars.lay("limit_down")
     kind = np.array([name.split("/")[0] for name in bars.groups])
     half = 0.5 * tick_size(kind[None], bars.days[:, None])[:, bars.group] * factor

@@ -76,7 +76,8 @@ class Solution:
         return {"day": self.day, "status": self.status, "solver": self.solver, "objective": self.objective, "gap": self.gap,
                 "violation": self.violation, "tracking_error": self.tracking_error, "turnover": self.turnover, "cost": self.cost,
                 "names": int((self.weights > 0).sum()), "invested": float(self.weights.sum()),
-                "member_share": float(self.weights[self.benchmark > 0].sum()), "relaxed": json.dumps(self.relaxed), "slack": json.dumps(self.slack),
+                "member_share": float(self.weights[self.benchmark > 0].sum()), "relaxed": json.dumps(self.relaxed),
+                "slack": json.dumps(self.slack),
                 "active": json.dumps(self.active), "notes": json.dumps(self.notes)}
 
 
@@ -134,8 +135,9 @@ class IndexEnhancer:
             ShapeError, DataError: unusable input, named. InfeasibleError: no weights keep all limits, and the ladder is at its end.
             SolverError: no solver's answer could be verified.
         """
-        case, notes = make_case(instruments, self.standardize, alpha, risk, benchmark, current, no_buy, no_sell, sell_all, cost, members, extras or {}, scale,
-                             day)
+        given = {"alpha": alpha, "benchmark": benchmark, "current": current, "no_buy": no_buy, "no_sell": no_sell, "sell_all": sell_all,
+                 "members": members, "cost": cost, "extras": extras}
+        case, notes = make_case(given, risk, instruments, self.standardize, scale, day)
         notes.update(check_missing(self.constraints, case, self.missing_styles))
         if scale != 1:
             notes["scale"] = {"factor": scale, "of": [one.name for one in self.constraints if one.scales]}
@@ -184,7 +186,8 @@ class IndexEnhancer:
                 return *found, relaxed
         names = conflict(strict, failed, self.solver)
         tried = f"; the ladder was tried up to {dict(relaxed)}" if relaxed else ""
-        raise InfeasibleError(f"{case.day}: no weights keep all of: {', '.join(names)}, with locks, caps and full investment as they are{tried}. "
+        raise InfeasibleError(f"{case.day}: no weights keep all of: {', '.join(names)}, with locks, caps and full investment as they "
+                              f"are{tried}. "
                               "Widen one of them, or give a (longer) ladder")
 
     def _try(self, case: Case, strict: Program, relaxed: dict[str, float]) -> tuple[Program, Answer] | None:
@@ -215,9 +218,11 @@ class IndexEnhancer:
         over = np.flatnonzero(program.over & (weights > program.limit))
         if len(over):
             notes["over_cap"] = {str(case.instruments[n]): round(float(weights[n]), 8) for n in over}
-        return Solution(case.day, case.instruments, weights, case.current, case.benchmark, "relaxed" if relaxed else "optimal", answer.solver,
+        return Solution(case.day, case.instruments, weights, case.current, case.benchmark, "relaxed" if relaxed else "optimal",
+                        answer.solver,
                         program.objective(weights), gap, max(program.violations(weights).values()), program.active_risk_of(weights),
-                        program.one_way(weights), float(case.buy_cost @ np.maximum(trade, 0) + case.sell_cost @ np.maximum(-trade, 0)), exposures,
+                        program.one_way(weights), float(case.buy_cost @ np.maximum(trade, 0) + case.sell_cost @ np.maximum(-trade, 0)),
+                        exposures,
                         _active(program, answer), {name: float(value) for name, value in relaxed.items()}, notes=notes)
 
 
@@ -238,7 +243,8 @@ def _check_room(program: Program) -> None:
     low, high = program.low.sum(), program.high.sum()
     if high < program.invested[0] - 1e-9 or low > program.invested[1] + 1e-9:
         side = f"caps and locks allow {high:.4f} at most" if high < program.invested[0] else f"locks hold {low:.4f} at least"
-        raise InfeasibleError(f"{program.case.day}: investment {program.invested} cannot be had: {side}. Raise the caps, give more stocks, or allow "
+        raise InfeasibleError(f"{program.case.day}: investment {program.invested} cannot be had: {side}. Raise the caps, give more "
+                              "stocks, or allow "
                               "a band of cash (investment: {low: ..})")
 
 
@@ -247,7 +253,8 @@ def conflict(program: Program, failed: Answer, solver: str) -> list[str]:
     """A set of limits that together leave no weights, each of which matters: those that carry the proof, less those that can go."""
     prices = np.abs(np.broadcast_to(failed.prices.bands, len(program.names)))
     names = [name for name, price in zip(program.names, prices) if price > 1e-6 * max(prices.max(initial=0.0), 1e-300)]
-    names += [name for name, there in (("turnover", program.turnover is not None), ("tracking_error", program.tracking is not None)) if there]
+    names += [name for name, there in (("turnover", program.turnover is not None), ("tracking_error",
+                                                                                    program.tracking is not None)) if there]
     def impossible(some: list[str]) -> bool:
         found = solve_or_none(_only(program, some), solver)
         return found is not None and found.weights is None

@@ -7,7 +7,8 @@ from typing import Any
 
 from qlib_ext.errors import ConfigError
 
-CNE5 = ("size", "beta", "momentum", "residual_volatility", "nonlinear_size", "book_to_price", "liquidity", "earnings_yield", "growth", "leverage")
+CNE5 = ("size", "beta", "momentum", "residual_volatility", "nonlinear_size", "book_to_price", "liquidity", "earnings_yield", "growth",
+        "leverage")
 """The ten styles that "all styles" means."""
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -17,8 +18,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "ai_strict": {"cap": 0.01, "industry": 0.01, "member_share": 0.8, "turnover": 0.3,
                   "style": {"size": 0.1, "size_squared": 0.1, "roe": 0.3, "sue": 0.3, "volatility_60": 0.3}},
 }  # fmt: skip
-"""`dl_em`: DL_EM_Dynamic on CSI1000. `meta`: Meta_RiskControl and Meta_Master on CSI300, CSI500 and CSI1000; 5 x a benchmark weight of 0 is 0,
-so nothing outside the index. `ai_wide`, `ai_strict`: AI-enhanced on CSI500 and CSI1000; turnover is read as one way a rebalance, the
+"""`dl_em`: DL_EM_Dynamic on CSI1000. `meta`: Meta_RiskControl and Meta_Master on CSI300, CSI500 and CSI1000; 5 x a benchmark weight of 0
+is 0, so nothing outside the index. `ai_wide`, `ai_strict`: AI-enhanced on CSI500 and CSI1000; turnover is read as one way a rebalance, the
 report's price-to-book bound is not known and left out."""
 
 

@@ -27,14 +27,15 @@ ENGINES = ("qlib", "fast")
 class PortfolioRecord(PortAnaRecord):
     """Qlib's `PortAnaRecord` (all its artefacts and metrics), with more to compare and prove.
 
-    Besides, in the same folder: `certificates.parquet`, `exposures.parquet` and `decisions.parquet` of the strategy, `benchmarks.pkl` (daily
-    returns of the portfolio before and after costs and of three benchmarks) and `benchmark_analysis.pkl` (what it earned over each). The
-    benchmarks: `price_index`, as the back-test's `benchmark` gives it (a price index leaves dividends out, which flatters); `total_return`, the
-    members with their weights; `equal_weight`, the members alike.
+    Besides, in the same folder: `certificates.parquet`, `exposures.parquet` and `decisions.parquet` of the strategy, `benchmarks.pkl`
+    (daily returns of the portfolio before and after costs and of three benchmarks) and `benchmark_analysis.pkl` (what it earned over
+    each). The
+    benchmarks: `price_index`, as the back-test's `benchmark` gives it (a price index leaves dividends out, which flatters);
+    `total_return`, the members with their weights; `equal_weight`, the members alike.
 
     Args:
-        config: as in Qlib: strategy, executor, backtest. engine: ``qlib``, or ``fast`` for strategies of `qlib_ext.portfolio.strategy` on an
-            `AShareExchange` (same fills; Qlib's indicators are not made).
+        config: as in Qlib: strategy, executor, backtest. engine: ``qlib``, or ``fast`` for strategies of `qlib_ext.portfolio.strategy`
+            on an `AShareExchange` (same fills; Qlib's indicators are not made).
         index: universe whose members make the other benchmarks; None: the strategy's `index` or `universe`.
         name: results go to ``portfolio_analysis/<name>``, so that one recorder can hold several portfolios.
 
@@ -42,11 +43,13 @@ class PortfolioRecord(PortAnaRecord):
         ConfigError: an unknown engine, or one that cannot run the strategy.
     """
 
-    def __init__(self, recorder, config=None, engine: str = "qlib", index: str | None = None, name: str | None = None, risk_analysis_freq=None,
+    def __init__(self, recorder, config=None, engine: str = "qlib", index: str | None = None, name: str | None = None,
+                 risk_analysis_freq=None,
                  indicator_analysis_freq=None, indicator_analysis_method=None, skip_existing: bool = False):
         if engine not in ENGINES:
             raise ConfigError(f"engine={engine!r}: choose one of {list(ENGINES)}")
-        super().__init__(recorder=recorder, config=config, risk_analysis_freq=risk_analysis_freq, indicator_analysis_freq=indicator_analysis_freq,
+        super().__init__(recorder=recorder, config=config, risk_analysis_freq=risk_analysis_freq,
+                         indicator_analysis_freq=indicator_analysis_freq,
                          indicator_analysis_method=indicator_analysis_method, skip_existing=skip_existing)
         self.engine, self.index, self.name = engine, index, name
 
@@ -68,7 +71,8 @@ class PortfolioRecord(PortAnaRecord):
         strategy = init_instance_by_config(fill_placeholder(self.strategy_config, {"<PRED>": pred}))
         ours = isinstance(strategy, ScheduledStrategy)
         if self.engine == "fast" and not ours:
-            raise ConfigError(f"engine: fast runs strategies of qlib_ext.portfolio.strategy, not {type(strategy).__name__}: leave engine out")
+            raise ConfigError(f"engine: fast runs strategies of qlib_ext.portfolio.strategy, not {type(strategy).__name__}: leave engine "
+                              "out")
         if ours:
             strategy.artifact_path = None                              # saved here, once
         try:
@@ -90,9 +94,11 @@ class PortfolioRecord(PortAnaRecord):
         options = dict(self.backtest_config)
         exchange = (options.get("exchange_kwargs") or {}).get("exchange")
         if exchange is None:
-            raise ConfigError("engine: fast needs backtest.exchange_kwargs.exchange: {class: AShareExchange, module_path: qlib_ext.portfolio.exchange}")
+            raise ConfigError("engine: fast needs backtest.exchange_kwargs.exchange: "
+                              "{class: AShareExchange, module_path: qlib_ext.portfolio.exchange}")
         bench = index_returns(options.get("benchmark", "SH000300"), options["start_time"], options["end_time"])      # Qlib's default
-        result = strategy.simulate(init_instance_by_config(exchange), options["start_time"], options["end_time"], options.get("account", 1e9), bench)
+        result = strategy.simulate(init_instance_by_config(exchange), options["start_time"], options["end_time"], options.get("account",
+                                                                                                                              1e9), bench)
         report = result.report
         analysis = pd.concat({name: risk_analysis(returns, freq="1day") for name, returns in (
             ("excess_return_without_cost", report["return"] - report["bench"]),

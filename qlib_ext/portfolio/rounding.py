@@ -56,7 +56,8 @@ def _allowed(program: Program, weights: np.ndarray) -> tuple[np.ndarray, np.ndar
     low, high = program.low, program.high
     spans = [(low, np.where(low > 0, -1.0, 0.0)), (current, np.where((current == 0) | (current >= position), current, -1.0)),
              (np.maximum(np.maximum(position, current + least), low), high), (np.maximum(position, low), np.minimum(current - least, high))]
-    ends = np.array([(first, np.where((first <= last) & (first >= low) & (last <= high), last, -1.0)) for first, last in spans])   # [4, 2, n]
+    ends = np.array([(first, np.where((first <= last) & (first >= low) & (last <= high), last, -1.0)) for first,
+                     last in spans])   # [4, 2, n]
     far = np.where(ends[:, 1] < 0, np.inf, np.maximum(np.maximum(ends[:, 0] - weights, weights - ends[:, 1]), 0.0))
     nearest = far.argmin(axis=0)
     at = np.arange(len(weights))

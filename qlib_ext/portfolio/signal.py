@@ -35,7 +35,8 @@ class DailySignal(Signal):
         values = scores.dropna()
         days, codes = values.index.get_level_values(day), values.index.get_level_values(stock).astype(str)
         flat = pd.Series(values.to_numpy(dtype=float), index=codes)
-        self.by_day = {pd.Timestamp(one): flat.iloc[place].sort_index() for one, place in pd.Series(days).groupby(np.asarray(days)).indices.items()}
+        self.by_day = {pd.Timestamp(one): flat.iloc[place].sort_index() for one,
+                       place in pd.Series(days).groupby(np.asarray(days)).indices.items()}
         self.days = np.array(sorted(self.by_day), dtype="datetime64[ns]")
 
     def get_signal(self, start_time, end_time) -> pd.Series | None:
@@ -90,7 +91,8 @@ class BlendedSignal(DailySignal):
 def _weight(part: Mapping[str, Any]) -> float:
     known = {"experiment", "recorder", "signal", "weight"}
     if not isinstance(part, Mapping) or set(part) - known or ("experiment" in part) == ("signal" in part):
-        raise ConfigError(f"BlendedSignal: part {part if isinstance(part, str) else list(part)!r} must have experiment (and recorder) or signal, "
+        raise ConfigError(f"BlendedSignal: part {part if isinstance(part, str) else list(part)!r} must have experiment (and recorder) or "
+                          "signal, "
                           "and may have weight")
     weight = part.get("weight", 1.0)
     if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not np.isfinite(weight):
@@ -114,7 +116,8 @@ def make_signal(signal) -> Signal:
         ConfigError: a placeholder that nobody filled.
     """
     if isinstance(signal, str) and signal.startswith("<"):
-        raise ConfigError(f"signal {signal} was not filled in: use the strategy inside PortAnaRecord or PortfolioRecord, or give predictions")
+        raise ConfigError(f"signal {signal} was not filled in: use the strategy inside PortAnaRecord or PortfolioRecord, or give "
+                          "predictions")
     made = DailySignal(signal) if isinstance(signal, (pd.Series, pd.DataFrame)) else create_signal_from(signal)
     cached = getattr(made, "signal_cache", None)
     return DailySignal(cached) if isinstance(cached, (pd.Series, pd.DataFrame)) else made

@@ -52,7 +52,8 @@ def solve(program: Program, solver: str = "auto") -> Answer:
         if isinstance(answer, Answer):
             return answer
         faults.append(f"{way.__name__.strip('_')}: {answer}")
-    raise SolverError(f"{program.case.day}: no solver gave weights that can be verified ({'; '.join(faults)}): look for limits or covariances "
+    raise SolverError(f"{program.case.day}: no solver gave weights that can be verified ({'; '.join(faults)}): look for limits or "
+                      "covariances "
                       "of very different sizes among the inputs")
 
 
@@ -133,7 +134,8 @@ def _impossible(program: Program) -> Answer | str:
     found = _whole(program)
     if isinstance(found, Answer) and found.weights is None:
         return found
-    for limit, least, measure in ((program.turnover, least_turnover, lambda f: -f), (program.tracking, _least_risk, lambda f: np.sqrt(max(-f, 0)))):
+    for limit, least, measure in ((program.turnover, least_turnover, lambda f: -f), (program.tracking, _least_risk,
+                                                                                     lambda f: np.sqrt(max(-f, 0)))):
         if limit is not None:
             found = _whole(least(program))
             if isinstance(found, Answer) and (found.weights is None or
@@ -247,8 +249,8 @@ def _solve_columns(program: Program, chosen: np.ndarray, tolerance: float = FINE
 class _Matrices:
     """A program in Clarabel's form: minimise ``x'Px / 2 + q'x`` with ``b - Ax`` in its cones.
 
-    ``x`` holds the weights that are chosen, then the purchases of those that may be bought or sold (others only buy, or only sell: their trade
-    is linear in w), then the active exposures y that are limited or risky. What is not chosen stands in the right sides.
+    ``x`` holds the weights that are chosen, then the purchases of those that may be bought or sold (others only buy, or only sell: their
+    trade is linear in w), then the active exposures y that are limited or risky. What is not chosen stands in the right sides.
     """
 
     def __init__(self, program: Program, chosen: np.ndarray):
@@ -396,8 +398,8 @@ def _clarabel(square, linear, matrix, right, cones, tolerance):
 
 
 def polish(program: Program, weights: np.ndarray, prices: Prices, near: float = 1e-6) -> np.ndarray:
-    """Weights that a solver left a hair (`near`, of their span) away from their limits, put on them; the others moved by least squares so that sums and active
-    limits hold to rounding. Returned as they were where that makes anything worse."""
+    """Weights that a solver left a hair (`near`, of their span) away from their limits, put on them; the others moved by least squares
+    so that sums and active limits hold to rounding. Returned as they were where that makes anything worse."""
     case = program.case
     low, high = program.low, program.high
     near = near * np.maximum(high - low, 1e-3)

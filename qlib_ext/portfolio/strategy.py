@@ -23,7 +23,7 @@ from qlib.workflow import R
 
 from qlib_ext.data.universe import member_spans, trading_calendar, universe_grid
 from qlib_ext.errors import ConfigError, DataError, ExtError, InfeasibleError
-from qlib_ext.portfolio.closes import Closes, index_scale
+from qlib_ext.portfolio.closes import STALE, Close, Closes, index_scale
 from qlib_ext.portfolio.engine import Quotes, Result, plan_trades, simulate
 from qlib_ext.portfolio.enhanced_indexing import EnhancedIndexingOptimizer
 from qlib_ext.portfolio.optimizer import IndexEnhancer, Solution
@@ -51,7 +51,8 @@ class Schedule:
 
     def __init__(self, rebalance: str | int | Sequence[str]):
         self.dates = None
-        if isinstance(rebalance, bool) or isinstance(rebalance, str) and rebalance != "week" or isinstance(rebalance, int) and rebalance < 1:
+        if isinstance(rebalance, bool) or isinstance(rebalance, str) and rebalance != "week" or isinstance(rebalance,
+                                                                                                           int) and rebalance < 1:
             raise ConfigError(f"rebalance={rebalance!r}: choose week, a number of trading days, or a list of dates")
         if not isinstance(rebalance, (str, int)):
             try:
@@ -102,7 +103,8 @@ class ScheduledStrategy(BaseSignalStrategy):
 
     def begin(self) -> None:
         """Forget everything of a back-test."""
-        self.schedule, self.tables, self._calendar = Schedule(self.rebalance), {}, trading_calendar()
+        self.schedule, self.tables, self._warned = Schedule(self.rebalance), {}, set()
+        self._calendar = trading_calendar()
 
     def target(self, decided: np.datetime64, traded: np.datetime64, scores: pd.Series, held: pd.Series, exchange) -> pd.Series:
         """Weights wanted, by instrument.
@@ -130,6 +132,14 @@ class ScheduledStrategy(BaseSignalStrategy):
             raise
         self.schedule.started(step)
         return None if weights is None else weights * self.risk_degree
+
+    def note_stale(self, close: Close, current: np.ndarray) -> dict[str, dict[str, float]]:
+        """Stocks held that have had no bar for long (delisted, it seems); each is warned of once."""
+        stale = {str(close.codes[n]): round(float(current[n]), 6) for n in np.flatnonzero((current > 0) & close.stale)}
+        for code in set(stale) - self._warned:
+            logger.warning(f"{code} has had no bar for {STALE} trading days: {stale[code]:.2%} of the account stay valued at its last close")
+        self._warned |= set(stale)
+        return {"without_bars": stale} if stale else {}
 
     # ---- Qlib's loop -----------------------------------------------------------------------------------------------------------
     def reset(self, *args, **kwargs) -> None:
@@ -161,6 +171,7 @@ class ScheduledStrategy(BaseSignalStrategy):
     def post_upper_level_exe_step(self) -> None:
         """The back-test is over: the tables of decisions go into the active recorder."""
         self.save()
+        self._check_decided()
 
     # ---- the fast engine -------------------------------------------------------------------------------------------------------
     def simulate(self, exchange, start_time, end_time, account: float = 1e8, bench: pd.Series | None = None) -> Result:
@@ -174,7 +185,11 @@ class ScheduledStrategy(BaseSignalStrategy):
             raise ConfigError("the fast engine trades on the quotes of an AShareExchange: name it in exchange_kwargs.exchange")
         self.begin()
         quotes = quotes.between(start_time, end_time)
-        first = int(np.searchsorted(self._calendar, quotes.days[0]))
+        first, stop = (int(np.searchsorted(self._calendar, np.datetime64(pd.Timestamp(day), "D"), side=side))
+                       for day, side in ((start_time, "left"), (end_time, "right")))
+        if not np.array_equal(self._calendar[first:stop], quotes.days):
+            raise DataError(f"the exchange has quotes from {quotes.days[0]} to {quotes.days[-1]}, the back-test runs from {start_time} to "
+                            f"{end_time}: leave start_time and end_time of the exchange out, or widen them")
         if first == 0:
             raise DataError(f"the back-test starts on {quotes.days[0]}, the first day of the store: nothing is known on the day before")
         names = quotes.instruments
@@ -188,7 +203,16 @@ class ScheduledStrategy(BaseSignalStrategy):
         returns = None if bench is None else bench.reindex(pd.DatetimeIndex(quotes.days.astype("datetime64[ns]"))).to_numpy()
         result = simulate(quotes, decide, account, returns)
         self.save()
+        self._check_decided()
         return result
+
+    def _check_decided(self) -> None:
+        """Raise where a whole back-test had nothing to decide on."""
+        if self.schedule.first is None:
+            days = getattr(self.signal, "days", ())
+            span = f" (it scores {str(days[0])[:10]} to {str(days[-1])[:10]})" if len(days) else ""
+            raise DataError(f"nothing was decided: the signal has no scores{span} of any day of the schedule (rebalance: {self.rebalance}) "
+                            "inside the back-test; correct its dates or the signal")
 
     # ---- decisions -------------------------------------------------------------------------------------------------------------
     def keep(self, name: str, rows: pd.DataFrame) -> None:
@@ -200,7 +224,8 @@ class ScheduledStrategy(BaseSignalStrategy):
         return pd.concat(self.tables[name], ignore_index=True) if name in self.tables else pd.DataFrame()
 
     def save(self, recorder=None, artifact_path: str | None = None) -> None:
-        """Write the tables as Parquet into a recorder; without one into the active one, if there is any and `artifact_path` of the class says where."""
+        """Write the tables as Parquet into a recorder; without one into the active one, if there is any and `artifact_path` of the class
+        says where."""
         if recorder is None:
             experiment = getattr(getattr(R, "exp_manager", None), "active_experiment", None)
             recorder, artifact_path = getattr(experiment, "active_recorder", None), self.artifact_path
@@ -228,20 +253,25 @@ def laid_on(weights: pd.Series, quotes: Quotes) -> np.ndarray:
 
 
 def day_quotes(exchange: Exchange, start, end, codes: Sequence[str], position) -> tuple[Quotes, int, np.ndarray]:
-    """Quotes of a trading day, its place in them, and the last price known before it ``[n]``: an `AShareExchange`'s own, or one day's asked of
-    Qlib's exchange, stock by stock."""
+    """Quotes of a trading day, its place in them, and the last price known before it ``[n]``: an `AShareExchange`'s own, or one day's
+    asked of Qlib's exchange, stock by stock."""
     quotes, day = getattr(exchange, "quotes", None), np.datetime64(start, "D")
     if isinstance(quotes, Quotes):
         t = int(np.searchsorted(quotes.days, day))
+        if t == len(quotes.days) or quotes.days[t] != day:
+            raise DataError(f"the exchange has no quotes of {day}, they run from {quotes.days[0]} to {quotes.days[-1]}: leave start_time and "
+                            "end_time of the exchange out, or widen them")
         last = quotes.last_close[t - 1].copy() if t else np.full(len(quotes.instruments), np.nan)
         return quotes, t, last
     codes = np.array(sorted(set(codes)), dtype=str)
     ask = lambda what, *rest: np.array([_number(what(code, start, end, *rest)) for code in codes])  # noqa: E731
     can = {side: np.array([exchange.is_stock_tradable(code, start, end, side) for code in codes]) for side in (Order.BUY, Order.SELL)}
     there = ~np.array([exchange.check_stock_suspended(code, start, end) for code in codes])
-    price = {side: np.where(there, ask(exchange.get_deal_price, side), np.nan) if there.any() else np.full(len(codes), np.nan) for side in can}
+    price = {side: np.where(there, ask(exchange.get_deal_price, side), np.nan) if there.any() else np.full(len(codes),
+                                                                                                           np.nan) for side in can}
     factor = np.ones(len(codes)) if exchange.trade_w_adj_price else ask(exchange.get_factor)
-    unit = np.ones(len(codes)) if exchange.trade_w_adj_price or exchange.trade_unit is None else np.full(len(codes), float(exchange.trade_unit))
+    unit = np.ones(len(codes)) if exchange.trade_w_adj_price or exchange.trade_unit is None else np.full(len(codes),
+                                                                                                         float(exchange.trade_unit))
     known = there & (factor > 0)
     row = lambda values: np.asarray(values)[None]  # noqa: E731
     quotes = Quotes(day[None], codes, row(ask(exchange.get_close)), row(price[Order.BUY]), row(price[Order.SELL]), row(factor),
@@ -258,8 +288,8 @@ def _number(value) -> float:
 class IndexEnhancementStrategy(ScheduledStrategy):
     """Weights of an `IndexEnhancer`, with a certificate of every rebalance.
 
-    Suspended, limit-up, limit-down and ST are those of the close decided on; exposures and covariance come from the risk snapshots of that day,
-    benchmark weights from the store's drifting ones.
+    Suspended, limit-up, limit-down and ST are those of the close decided on; exposures and covariance come from the risk snapshots of
+    that day, benchmark weights from the store's drifting ones.
 
     Args:
         index: universe that is enhanced (``csi300``, ``csi500``, ``csi1000``). optimizer: keywords of `IndexEnhancer`, such as
@@ -285,11 +315,13 @@ class IndexEnhancementStrategy(ScheduledStrategy):
         try:
             self.enhancer = IndexEnhancer(**optimizer)
         except TypeError as error:
-            raise ConfigError(f"optimizer: {str(error).replace('IndexEnhancer.__init__() ', '')}; it takes the keywords of IndexEnhancer") from error
+            said = str(error).replace("IndexEnhancer.__init__() ", "")
+            raise ConfigError(f"optimizer: {said}; it takes the keywords of IndexEnhancer") from error
         self.index, self.snapshots, self.blacklist = index.lower(), snapshots, [str(code) for code in blacklist]
         self.buy_special, self.infeasible = buy_special, infeasible
         self.scale = index_scale(self.index) if scale is None else scale
-        super().__init__(signal=signal, rebalance=rebalance, risk_degree=risk_degree, trade_exchange=trade_exchange, level_infra=level_infra,
+        super().__init__(signal=signal, rebalance=rebalance, risk_degree=risk_degree, trade_exchange=trade_exchange,
+                         level_infra=level_infra,
                          common_infra=common_infra)
 
     @cached_property
@@ -307,10 +339,11 @@ class IndexEnhancementStrategy(ScheduledStrategy):
         alpha[~close.listed] = np.nan
         scored = close.benchmark[np.isfinite(alpha)].sum() / close.benchmark.sum()
         if scored < LEAST_SCORED:
-            raise DataError(f"{decided}: the signal scores {scored:.0%} of the weight of {self.index}: give predictions for its members (another "
+            raise DataError(f"{decided}: the signal scores {scored:.0%} of the weight of {self.index}: give predictions for its members "
+                            "(another "
                             "universe in the dataset), or enhance the index that was scored")
         used = np.flatnonzero((np.isfinite(alpha) & (risk.rows(close.codes) >= 0)) | (close.benchmark > 0) | (current > 0))
-        codes = close.codes[used]
+        codes, stale = close.codes[used], self.note_stale(close, current)
         no_buy = close.no_buy | np.isin(close.codes, self.blacklist)
         extras = self.risk.extras(decided, self.enhancer.style_names(), missing=self.enhancer.missing_styles)
         try:
@@ -319,11 +352,13 @@ class IndexEnhancementStrategy(ScheduledStrategy):
                 cost=self._costs(exchange, decided, codes), extras={name: close.lay(one, np.nan)[used] for name, one in extras.items()},
                 scale=self.scale, day=str(decided), instruments=codes)
         except InfeasibleError as error:
-            self.keep("certificates", pd.DataFrame([{"day": str(decided), "trade_day": str(traded), "status": "infeasible", "notes": str(error)}]))
+            self.keep("certificates", pd.DataFrame([{"day": str(decided), "trade_day": str(traded), "status": "infeasible",
+                                                     "notes": str(error)}]))
             if self.infeasible == "raise":
                 raise
             logger.warning(f"{error}; the portfolio stays as it is")
             return None
+        solution.notes.update(stale)
         self._keep(solution, traded)
         return pd.Series(solution.held, dtype=float)
 
@@ -339,19 +374,21 @@ class IndexEnhancementStrategy(ScheduledStrategy):
 
     def _keep(self, solution: Solution, traded: np.datetime64) -> None:
         row = solution.certificate()
-        self.keep("certificates", pd.DataFrame([{"day": row.pop("day"), "trade_day": str(traded), **row, "benchmark_weights": self.closes.source,
+        self.keep("certificates", pd.DataFrame([{"day": row.pop("day"), "trade_day": str(traded), **row,
+                                                 "benchmark_weights": self.closes.source,
                                                  "scale": self.scale}]))
         self.keep("exposures", solution.exposures.rename_axis("column").reset_index().assign(day=solution.day))
         shown = np.flatnonzero((solution.weights > 0) | (solution.current > 0) | (solution.benchmark > 0))
-        self.keep("decisions", pd.DataFrame({"day": solution.day, "instrument": solution.instruments[shown], "weight": solution.weights[shown],
+        self.keep("decisions", pd.DataFrame({"day": solution.day, "instrument": solution.instruments[shown],
+                                             "weight": solution.weights[shown],
                                              "current": solution.current[shown], "benchmark": solution.benchmark[shown]}))
 
 
 class TopKStrategy(ScheduledStrategy):
     """The best stocks with equal weights; who is held stays while ranked within ``topk x (1 + buffer)``.
 
-    A stock that cannot be sold keeps its weight and its place, one that cannot be bought is passed over or not added to (as of the close decided
-    on); the others share the rest alike.
+    A stock that cannot be sold keeps its weight and its place, one that cannot be bought is passed over or not added to (as of the close
+    decided on); the others share the rest alike.
 
     Args:
         topk: how many; fewer on a store whose index is smaller than the real one. buffer: 0 sells whatever leaves the best.
@@ -359,7 +396,8 @@ class TopKStrategy(ScheduledStrategy):
         signal, rebalance, risk_degree, blacklist, buy_special: as in `IndexEnhancementStrategy`.
     """
 
-    def __init__(self, *, signal, topk: int, buffer: float = 0.0, universe: str | None = None, rebalance: str | int | Sequence[str] = "week",
+    def __init__(self, *, signal, topk: int, buffer: float = 0.0, universe: str | None = None,
+                 rebalance: str | int | Sequence[str] = "week",
                  risk_degree: float = 1.0, blacklist: Sequence[str] = (), buy_special: bool = False, trade_exchange=None, level_infra=None,
                  common_infra=None):
         if isinstance(topk, bool) or not isinstance(topk, int) or topk < 1 or not 0 <= buffer < np.inf:
@@ -369,7 +407,8 @@ class TopKStrategy(ScheduledStrategy):
             universe = universe.lower()
         self.topk = topk if universe is None else max(round(topk / index_scale(universe)), 1)
         self.buffer, self.universe, self.blacklist, self.buy_special = buffer, universe, [str(code) for code in blacklist], buy_special
-        super().__init__(signal=signal, rebalance=rebalance, risk_degree=risk_degree, trade_exchange=trade_exchange, level_infra=level_infra,
+        super().__init__(signal=signal, rebalance=rebalance, risk_degree=risk_degree, trade_exchange=trade_exchange,
+                         level_infra=level_infra,
                          common_infra=common_infra)
 
     @cached_property
@@ -379,6 +418,7 @@ class TopKStrategy(ScheduledStrategy):
     def target(self, decided, traded, scores, held, exchange) -> pd.Series:
         close = self.closes.at(decided)
         alpha, current = close.lay(scores, np.nan), close.lay(held / self.risk_degree, 0.0)
+        self.note_stale(close, current)
         inside = close.listed if self.universe is None else universe_grid(np.array([decided]), close.codes.tolist(), self.universe)[0]
         ranked = np.argsort(np.where(inside, -alpha, np.nan), kind="stable")[:np.count_nonzero(inside & np.isfinite(alpha))]
         if not len(ranked):
@@ -408,5 +448,6 @@ class EnhancedIndexingStrategy(QlibEnhancedIndexingStrategy):
     """Qlib's `EnhancedIndexingStrategy`, all its keywords, with an optimiser that solves or says why not (`EnhancedIndexingOptimizer`)."""
 
     def __init__(self, *, riskmodel_root, market="csi500", turn_limit=None, name_mapping={}, optimizer_kwargs={}, verbose=False, **kwargs):
-        super().__init__(riskmodel_root=riskmodel_root, market=market, turn_limit=turn_limit, name_mapping=name_mapping, verbose=verbose, **kwargs)
+        super().__init__(riskmodel_root=riskmodel_root, market=market, turn_limit=turn_limit, name_mapping=name_mapping, verbose=verbose,
+                         **kwargs)
         self.optimizer = EnhancedIndexingOptimizer(**optimizer_kwargs)

@@ -76,7 +76,8 @@ def test_figures_over_three_benchmarks(tracked):
 def test_one_command_makes_several_portfolios(tracked, capsys):
     from qlib.workflow import R
     uri, store, risk, name = tracked
-    assert main(["scored", "--index", "csi300", "csi1000", "--preset", "ai_wide", "--store", str(store), "--uri", uri, "--snapshots", str(risk),
+    assert main(["scored", "--index", "csi300", "csi1000", "--preset", "ai_wide", "--store", str(store), "--uri", uri, "--snapshots",
+                 str(risk),
                  "--start", FIRST, "--end", "2016-06-30"]) == 0
     recorder = R.get_recorder(recorder_id=name, experiment_name="scored")
     for index in ("csi300", "csi1000"):
@@ -90,7 +91,8 @@ def test_one_command_makes_several_portfolios(tracked, capsys):
 def test_qlibs_strategies_and_exchange_run_too(tracked):
     config = backtest_config({"class": "TopkDropoutStrategy", "module_path": "qlib.contrib.strategy",
                               "kwargs": {"signal": "<PRED>", "topk": 10, "n_drop": 2}}, FIRST, "2016-06-30", "SH000852")
-    config["backtest"]["exchange_kwargs"] = {"deal_price": "close", "limit_threshold": 0.095, "open_cost": 0.0005, "close_cost": 0.0015, "min_cost": 5}
+    config["backtest"]["exchange_kwargs"] = {"deal_price": "close", "limit_threshold": 0.095, "open_cost": 0.0005, "close_cost": 0.0015,
+                                             "min_cost": 5}
     _, load = recorded(tracked, "qlib", "topk", config)
     assert list(load("benchmark_analysis.pkl").index) == ["price_index"]
     with pytest.raises(ConfigError, match="engine: fast runs strategies"):
@@ -112,7 +114,8 @@ def test_tables_are_kept_when_a_rebalance_fails(tracked):
     from qlib.workflow import R
 
     from qlib_ext.errors import InfeasibleError
-    tight = strategy(tracked[2], optimizer={"constraints": {"cap": 0.3, "member_share": 1.0, "industry": 0.0, "tracking_error": 1e-6}, "ladder": None},
+    tight = strategy(tracked[2], optimizer={"constraints": {"cap": 0.3, "member_share": 1.0, "industry": 0.0, "tracking_error": 1e-6},
+                                            "ladder": None},
                      blacklist=[f"SH60{n:04d}" for n in range(60)])
     with pytest.raises(InfeasibleError):
         recorded(tracked, "fast", "failed", backtest_config(tight, FIRST, LAST, "SH000852", {"start_time": "2016-04-25"}))

@@ -94,7 +94,8 @@ def test_predictions_of_recorders(tmp_path, tmp_path_factory):
     assert first[0] == known and first[1].equals(scores(0))
     blend = BlendedSignal([{"experiment": "scored", "recorder": known}, {"experiment": "scored"}])
     assert len(blend.get_signal(DAYS[1], DAYS[1])) == 5
-    assert isinstance(make_signal({"class": "RecorderSignal", "module_path": "qlib_ext.portfolio.signal", "kwargs": {"experiment": "scored"}}), DailySignal)
+    assert isinstance(make_signal({"class": "RecorderSignal", "module_path": "qlib_ext.portfolio.signal",
+                                   "kwargs": {"experiment": "scored"}}), DailySignal)
     with pytest.raises(ConfigError, match="it has"):
         RecorderSignal("scoredd")
     with pytest.raises(ConfigError, match="no recorder"):

@@ -98,7 +98,8 @@ def test_locks_are_those_of_the_close(made, exchange):
     strategy = made(optimizer={"constraints": {"tracking_error": 0.03}})                  # close to the index: nearly all members are held
     strategy.simulate(exchange, FIRST, LAST, 1e7)
     from qlib.data import D
-    fields, counts = D.features(D.instruments("all"), ["$close", "$limit_up", "$limit_down"], start_time=FIRST, end_time=LAST), {"halted": 0, "no_buy": 0}
+    fields, counts = D.features(D.instruments("all"), ["$close", "$limit_up", "$limit_down"], start_time=FIRST,
+                                end_time=LAST), {"halted": 0, "no_buy": 0}
     for day, rows in strategy.table("decisions").groupby("day"):
         for name, weight, current in rows[["instrument", "weight", "current"]].itertuples(index=False):
             if pd.Timestamp(day) < pd.Timestamp(FIRST):
@@ -236,12 +237,45 @@ def test_a_backtest_cannot_start_on_the_stores_first_day(made, market):
     from qlib.backtest import backtest as run
     executor = {"class": "SimulatorExecutor", "module_path": "qlib.backtest.executor", "kwargs": {"time_per_step": "day"}}
     with pytest.raises(DataError, match="the first day of the store"):
-        run(start_time=first, end_time="2015-02-10", strategy=made(), executor=executor, benchmark="SH000852", exchange_kwargs={"exchange": exchange})
+        run(start_time=first, end_time="2015-02-10", strategy=made(), executor=executor, benchmark="SH000852",
+            exchange_kwargs={"exchange": exchange})
 
 
 def test_what_is_wanted_needs_quotes(made):
     with pytest.raises(DataError, match="widen its codes"):
         made().simulate(AShareExchange("2016-04-25", "2016-12-01", codes="csi300"), FIRST, LAST)
+
+
+def test_the_exchange_must_cover_the_backtest(made):
+    short = AShareExchange("2016-06-01", "2016-09-30")
+    for start, end in ((FIRST, "2016-08-31"), ("2016-07-01", LAST)):
+        with pytest.raises(DataError, match="leave start_time and end_time of the exchange out"):
+            made().simulate(short, start, end)
+    with pytest.raises(DataError, match="the exchange has no quotes of 2016-05-03"):
+        backtest(made(), short)
+
+
+@pytest.mark.parametrize("kind", [{}, {"kind": TopKStrategy, "topk": 10}])
+def test_a_backtest_without_a_decision_is_an_error(made, market, exchange, kind):
+    late = scores(market[0]).loc["2016-10-01":]
+    for options in ({"signal": late}, {"rebalance": ["2020-01-01"]}):
+        with pytest.raises(DataError, match="nothing was decided"):
+            made(**kind, **options).simulate(exchange, FIRST, "2016-06-30")
+    with pytest.raises(DataError, match="nothing was decided"):
+        backtest(made(**kind, signal=late), exchange, "2016-05-20")
+
+
+def test_holdings_without_bars_are_said(made, market, monkeypatch):
+    strategy, said = made(), []
+    monkeypatch.setattr("qlib_ext.portfolio.strategy.logger.warning", said.append)
+    close = strategy.closes.at(np.datetime64(FIRST))
+    close.stale[:] = False
+    close.stale[3] = True
+    current = np.zeros(len(close.codes))
+    current[2:4] = 0.01
+    expected = {"without_bars": {str(close.codes[3]): 0.01}}
+    assert strategy.note_stale(close, current) == strategy.note_stale(close, current) == expected
+    assert len(said) == 1 and "no bar for 60 trading days" in said[0]
 
 
 def test_an_index_in_capitals_is_the_same(made, exchange):
@@ -272,7 +306,8 @@ def test_locks_without_limit_fields_are_those_of_the_rules(made, market, tmp_pat
 
 def test_qlibs_own_exchange_serves_too(made, market):
     from qlib.backtest.exchange import Exchange
-    exchange = Exchange(start_time="2016-04-25", end_time="2016-12-01", codes="all", deal_price="close", limit_threshold=0.095, open_cost=0.0005,
+    exchange = Exchange(start_time="2016-04-25", end_time="2016-12-01", codes="all", deal_price="close", limit_threshold=0.095,
+                        open_cost=0.0005,
                         close_cost=0.0015, min_cost=5)
     strategy = made()
     report, positions = backtest(strategy, exchange)
@@ -338,7 +373,8 @@ def test_a_style_the_store_lacks_is_an_error_or_listed(made, exchange):
 
 
 def test_extras_of_the_risk_model_are_bounded(made, exchange):
-    strategy = made(optimizer={"constraints": {"benchmark_multiple": 8, "style": {"size": 0.3, "size_squared": 0.05, "volatility_60": 0.2}}})
+    strategy = made(optimizer={"constraints": {"benchmark_multiple": 8, "style": {"size": 0.3, "size_squared": 0.05,
+                                                                                  "volatility_60": 0.2}}})
     strategy.simulate(exchange, FIRST, "2016-06-30", 1e7)
     table = strategy.table("exposures").query("column == 'size_squared' or column == 'volatility_60'")
     assert len(table) and (table["exposure"].abs() <= table["high"] + 1e-8).all() and table["price"].abs().max() > 1e-6
