@@ -284,7 +284,8 @@ class _Checker:
             if _is_record(self.classes.get(node.where)) and isinstance(config, dict) and isinstance(config.get("backtest"), dict):
                 data.check_backtest(self.add, f"{node.where}.kwargs.config.backtest", config["backtest"], self.store, segments,
                                     codes)
-                check_portfolio(self.add, self.warn, f"{node.where}.kwargs.config", config, self.store, codes)
+                check_portfolio(self.add, self.warn, f"{node.where}.kwargs.config", config, self.store, codes,
+                                node.kwargs.get("engine", "qlib"))
         self._embargo(handler, dataset, segments, place)
 
     def _handler(self, place: str):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Callable
 
 from qlib_ext.errors import ConfigError
@@ -9,13 +10,16 @@ from qlib_ext.errors import ConfigError
 STRATEGIES = ("IndexEnhancementStrategy", "TopKStrategy")
 
 
-def check_portfolio(add: Callable, warn: Callable, where: str, config: dict, store, codes: list[str]) -> None:
+def check_portfolio(add: Callable, warn: Callable, where: str, config: dict, store, codes: list[str], engine: str = "qlib") -> None:
     """Faults of the `strategy` and the exchange of a back-test's config; others than ours are left alone.
 
     Args:
-        add, warn: take (place, what, advice). store: a `StoreView`. codes: instruments to look for fields in.
+        add, warn: take (place, what, advice). store: a `StoreView`. codes: instruments to look for fields in. engine: the record's.
     """
+    from qlib_ext.portfolio.records import ENGINES
     from qlib_ext.portfolio.strategy import Schedule
+    if engine not in ENGINES:
+        add(where.removesuffix(".config"), f"engine {engine!r} is unknown", f"choose one of {list(ENGINES)}")
     strategy = config.get("strategy") or {}
     kwargs = strategy.get("kwargs") or {}
     if strategy.get("module_path") == "qlib_ext.portfolio.strategy" and strategy.get("class") in STRATEGIES:
@@ -39,7 +43,10 @@ def _check_optimizer(add: Callable, warn: Callable, place: str, kwargs: dict, st
         add(f"{place}.optimizer", f"{options!r} is no mapping", "write optimizer: {preset: meta}")
         return
     enhancer = _tried(add, f"{place}.optimizer", lambda: IndexEnhancer(**options))
-    index = kwargs.get("index")
+    index, snapshots = kwargs.get("index"), kwargs.get("snapshots")
+    if snapshots is not None and not any(Path(str(snapshots)).expanduser().glob("*.parquet")):
+        add(f"{place}.snapshots", f"folder {snapshots} holds no snapshots", "make them with `python -m qlib_ext.risk build`, or leave "
+                                                                            "the line out")
     if isinstance(index, str) and store.missing_fields({f"{index.lower()}_weight"}, codes):
         warn(place, f"the store has no field {index}_weight: members weigh alike in the benchmark", "ingest index weights or float caps")
     if enhancer is not None and enhancer.missing_styles == "error" and kwargs.get("snapshots") is None:

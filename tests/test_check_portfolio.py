@@ -57,8 +57,18 @@ def test_styles_that_the_fields_do_not_allow(store):
     faults, _ = said(store, drop=("net_profit_ttm",))
     assert len(faults) == 1 and "bands on roe" in faults[0]
     assert said(store, {"optimizer": {"preset": "ai_strict", "missing_styles": "drop"}}, drop=("net_profit_ttm",)) == ([], [])
-    assert said(store, {"snapshots": "somewhere"}, drop=("net_profit_ttm",)) == ([], [])
+    folder = store.path.parent
+    (folder / "2016-05.parquet").touch()
+    assert said(store, {"snapshots": str(folder)}, drop=("net_profit_ttm",)) == ([], [])
+    assert "holds no snapshots" in said(store, {"snapshots": "somewhere"})[0][0]
+    assert "no field industry" in said(store, {"optimizer": {"preset": "meta"}}, drop=("industry",))[0][0]
     assert "csi1000_weight" in said(store, drop=("csi1000_weight",))[1][0]
+
+
+def test_an_unknown_engine(store):
+    faults = []
+    check_portfolio(lambda *one: faults.append(": ".join(one)), print, "record.kwargs.config", CONFIG, store, list(store.spans("all")["code"]), "fats")
+    assert faults == ["record.kwargs: engine 'fats' is unknown: choose one of ['qlib', 'fast']"]
 
 
 def test_strategies_of_others_are_left_alone(store):

@@ -117,7 +117,7 @@ def test_workflows_hold_together(path, environment):
 def test_the_main_workflow_asks_for_the_styles_it_bounds(environment, monkeypatch):
     monkeypatch.delenv("QLIB_EXT_MISSING_STYLES")
     found = [str(fault) for fault in check_workflow(ROOT / "workflows" / "meta_master_csi1000.yaml")]
-    assert len(found) == 1 and "bands on size" in found[0] and "missing_styles: drop" in found[0]
+    assert len(found) == 2 and "bands on size" in found[0] and "no field industry" in found[1] and "missing_styles: drop" in found[0]
 
 
 def test_published_sizes_stand_in_the_main_workflow(environment):

@@ -26,8 +26,8 @@ STALE = 60
 
 @dataclass
 class Close:
-    """What the store tells at the close of a day, arrays ``[n]`` by `codes`: no_buy and no_sell (suspended is both), benchmark weights; `listed`
-    with a close in the last year, `stale` without one for `STALE` days."""
+    """What the store tells at the close of a day, arrays ``[n]`` by `codes`: no_buy and no_sell (suspended is both), benchmark weights;
+    `listed` with a close in the last year, `stale` without one for `STALE` days."""
 
     codes: np.ndarray
     listed: np.ndarray
@@ -51,15 +51,17 @@ class Closes:
     Args:
         index: universe whose weights (field `<index>_weight`) are the benchmark; without the field its members weigh alike (`source` says
             so). None: no benchmark.
-        buy_special: stocks in special treatment may be bought.
+        buy_special: stocks in special treatment may be bought. listed_days: trading days since its first bar from which a stock may be
+            bought (those with a bar on the first day of all were listed long ago).
     """
 
-    def __init__(self, index: str | None, buy_special: bool = False):
+    def __init__(self, index: str | None, buy_special: bool = False, listed_days: int = 60):
         self.field, self.index, self.buy_special = f"{index}_weight", index, buy_special
         codes = [code for code in member_spans("all") if kind_of(code) == "stock"]
         bars = Bars(codes, None, None, ["close"], [self.field] if index else [])
         self.codes, self.days = bars.codes, bars.days
-        self.close, self.special = bars.lay("close"), bars.lay("is_st") == 1
+        self.close, self.special, listed = bars.lay("close"), bars.lay("is_st") == 1, bars.listed_days()
+        self.young = (listed >= 0) & (listed < listed_days)
         up, down, half = limits(bars, bars.factor())
         self.at_upper, self.at_lower = self.close >= up - half, self.close <= down + half
         days = np.arange(len(self.days))[:, None]
@@ -104,7 +106,7 @@ class Closes:
         if t == len(self.days) or self.days[t] != day:
             raise DataError(f"{day} is no trading day of the store, which runs from {self.days[0]} to {self.days[-1]}")
         suspended = ~(self.close[t] > 0)
-        no_buy = suspended | self.at_upper[t] | (self.special[t] & (not self.buy_special))
+        no_buy = suspended | self.at_upper[t] | self.young[t] | (self.special[t] & (not self.buy_special))
         benchmark = None
         if self.index is not None:
             benchmark = np.nan_to_num(self.weights[t])

@@ -160,7 +160,7 @@ class TrackingError(Constraint):
     name = "tracking_error"
 
     def __init__(self, limit: float):
-        self.limit = _number("tracking_error: limit", limit)
+        self.limit = _number("tracking_error: limit", limit, 0, 3)
 
     def apply(self, program: Program, factor: float = 1.0) -> None:
         program.tracking = max(self.limit * factor, 1e-6)
@@ -172,7 +172,7 @@ class Turnover(Constraint):
     name = "turnover"
 
     def __init__(self, limit: float):
-        self.limit = _number("turnover: limit", limit)
+        self.limit = _number("turnover: limit", limit, 0, 2)
 
     def apply(self, program: Program, factor: float = 1.0) -> None:
         if program.case.current.any():
@@ -231,7 +231,7 @@ def make_constraints(config: Mapping[str, Any]) -> list[Constraint]:
         try:
             made.append(kind(**{str(key): one for key, one in value.items()}))
         except TypeError as error:
-            raise ConfigError(f"constraint {name}: {error}") from error
+            raise ConfigError(f"constraint {name}: it takes {sorted(names)}, got {dict(value)}") from error
     if not any(isinstance(one, Investment) for one in made):
         made.insert(0, Investment())
     return made

@@ -15,7 +15,8 @@ from qlib_ext.risk.snapshot import RiskSnapshot
 class EnhancedIndexingOptimizer:
     """Qlib's optimiser of the same name, call for call: ``max d'r - lamb (d'F cov_b F'd + var_u'd^2)`` with ``d = w - wb``.
 
-    Beyond Qlib's: it always solves (or raises), keeps the turnover limit, and cuts small weights without breaking the limits.
+    Beyond Qlib's: it always solves (or raises), keeps the turnover limit, and cuts small weights without breaking the limits; what
+    drifted above ``wb + b_dev`` may stay and is only sold (there the problem would often have no solution).
 
     Args:
         lamb: risk aversion, per daily variance. delta: two-way turnover ``sum |w - w0|``; None: no limit. b_dev: active weight; None: free.

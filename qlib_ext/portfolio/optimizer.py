@@ -239,7 +239,10 @@ def _rung(one: Mapping[str, float | None]) -> tuple[str, float | None]:
 
 
 def _check_room(program: Program) -> None:
-    """Limits that never relax must leave room for the money."""
+    """Limits that never relax must leave room for the money, and for the least position."""
+    if program.minimum_position > program.high.max():
+        raise InfeasibleError(f"{program.case.day}: minimum_position {program.minimum_position:g} is above every cap "
+                              f"({program.high.max():g} at most)")
     low, high = program.low.sum(), program.high.sum()
     if high < program.invested[0] - 1e-9 or low > program.invested[1] + 1e-9:
         side = f"caps and locks allow {high:.4f} at most" if high < program.invested[0] else f"locks hold {low:.4f} at least"

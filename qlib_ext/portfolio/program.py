@@ -236,7 +236,7 @@ class Program:
         case, bands = self.case, np.broadcast_to(prices.bands, len(self.names))
         slope, constant = self.spread(bands) + prices.invested, -bands @ self.exposures(case.benchmark)
         limits = np.where(bands > 0, self.band_high, self.band_low)
-        constant -= (bands[bands != 0] * limits[bands != 0]).sum() + prices.invested * self.invested[prices.invested > 0]
+        constant -= (bands[bands != 0] * limits[bands != 0]).sum() + prices.invested * self.invested[int(prices.invested > 0)]
         if self.tracking is not None and prices.tracking > 0:
             cone = self._cone(prices, weights)
             slope, constant = slope + cone, constant - cone @ case.benchmark - prices.tracking * self.tracking

@@ -24,6 +24,19 @@ logger = get_module_logger("qlib_ext.portfolio")
 ENGINES = ("qlib", "fast")
 
 
+class _Named:
+    """A recorder whose metrics carry a portfolio's name, so that several portfolios do not overwrite each other's."""
+
+    def __init__(self, recorder, name: str):
+        self._recorder, self._name = recorder, name
+
+    def __getattr__(self, attribute: str):
+        return getattr(self._recorder, attribute)
+
+    def log_metrics(self, step=None, **metrics) -> None:
+        self._recorder.log_metrics(step=step, **{f"{self._name}.{key}": value for key, value in metrics.items()})
+
+
 class PortfolioRecord(PortAnaRecord):
     """Qlib's `PortAnaRecord` (all its artefacts and metrics), with more to compare and prove.
 
@@ -52,6 +65,8 @@ class PortfolioRecord(PortAnaRecord):
                          indicator_analysis_freq=indicator_analysis_freq,
                          indicator_analysis_method=indicator_analysis_method, skip_existing=skip_existing)
         self.engine, self.index, self.name = engine, index, name
+        if name is not None:
+            self._recorder = _Named(recorder, name)
 
     def check(self, include_self: bool = False, parents: bool = True) -> None:
         """Predictions are all that is needed (Qlib's record asks for labels too)."""
@@ -117,7 +132,7 @@ class PortfolioRecord(PortAnaRecord):
         if "tracking_error" in certificates:
             table["forecast tracking error"] = float(certificates["tracking_error"].mean())
         table["turnover a year"] = float(report["turnover"].sum() / 2 * 252 / len(report))
-        self.recorder.log_metrics(**{f"{self.name or 'portfolio'}.{name}.{key.replace(' ', '_')}": float(value)
+        self.recorder.log_metrics(**{f"{name}.{key.replace(' ', '_')}": float(value)
                                      for name, row in table.iterrows() for key, value in row.items() if np.isfinite(value)})
         print(f"{self.name or index or ''} over three benchmarks (excess compounded, after cost unless said; {len(frame)} days):")
         print(table.T.to_string(float_format="{:.4f}".format))

@@ -232,18 +232,28 @@ def _solve_columns(program: Program, chosen: np.ndarray, tolerance: float = FINE
     """The program with weights that are not `chosen [n]` at their lower limits; a rough tolerance gives prices, and no answer."""
     matrices = _Matrices(program, chosen)
     status, x, z = matrices.solve(tolerance)
-    prices, count = matrices.prices(z), len(matrices.place)
+    prices, count, whole = matrices.prices(z), len(matrices.place), np.array_equal(chosen, program.low < program.high)
     if status in ("Solved", "AlmostSolved", "InsufficientProgress", "MaxIterations"):
         weights = program.low.copy()
         weights[matrices.place] = x[:count]
         if tolerance == ROUGH:
             return _Found("rough", weights, program.bound(prices, np.clip(weights, program.low, program.high)))
         answer, tidy = tidied(program, weights, prices, "clarabel", count)
-        return _Found(answer, tidy, program.bound(prices, tidy))
-    if status == "PrimalInfeasible" and np.array_equal(chosen, program.low < program.high):
-        proved = program.bound(prices, None).value < 0
-        return _Found(Answer(None, prices, "clarabel", columns=count) if proved else "infeasible without a proof")
+        if isinstance(answer, Answer) or not whole or not _proves(program, prices):
+            return _Found(answer, tidy, program.bound(prices, tidy))
+    if whole and _proves(program, prices):                 # whatever Clarabel calls it
+        return _Found(Answer(None, prices, "clarabel", columns=count))
     return _Found(status)
+
+
+def _proves(program: Program, prices: Prices) -> bool:
+    """Whether prices prove that no weights keep all limits (to be sure of rounding, brought to a largest of 1)."""
+    size = max(abs(prices.invested), np.abs(prices.bands).max(initial=0.0), prices.turnover, prices.tracking)
+    if not 0 < size < np.inf:
+        return False
+    cone = None if prices.cone is None else (prices.cone[0] / size, prices.cone[1] / size)
+    scaled = Prices(prices.invested / size, prices.bands / size, prices.turnover / size, prices.tracking / size, cone)
+    return program.bound(scaled, None).value < -1e-9
 
 
 class _Matrices:

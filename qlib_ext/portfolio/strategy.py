@@ -22,7 +22,7 @@ from qlib.utils import init_instance_by_config
 from qlib.workflow import R
 
 from qlib_ext.data.universe import member_spans, trading_calendar, universe_grid
-from qlib_ext.errors import ConfigError, DataError, ExtError, InfeasibleError
+from qlib_ext.errors import ConfigError, DataError, ExtError, InfeasibleError, SolverError
 from qlib_ext.portfolio.closes import STALE, Close, Closes, index_scale
 from qlib_ext.portfolio.engine import Quotes, Result, plan_trades, simulate
 from qlib_ext.portfolio.enhanced_indexing import EnhancedIndexingOptimizer
@@ -30,6 +30,8 @@ from qlib_ext.portfolio.optimizer import IndexEnhancer, Solution
 from qlib_ext.portfolio.signal import make_signal
 
 logger = get_module_logger("qlib_ext.strategy")
+LEAST_INVESTED = 0.95
+"""Share of what was wanted that should be invested."""
 LEAST_SCORED = 0.5
 """Share of the benchmark that a signal must score."""
 
@@ -104,7 +106,7 @@ class ScheduledStrategy(BaseSignalStrategy):
     def begin(self) -> None:
         """Forget everything of a back-test."""
         self.schedule, self.tables, self._warned = Schedule(self.rebalance), {}, set()
-        self._calendar = trading_calendar()
+        self._calendar, self._wanted, self._said_idle = trading_calendar(), 0.0, False
 
     def target(self, decided: np.datetime64, traded: np.datetime64, scores: pd.Series, held: pd.Series, exchange) -> pd.Series:
         """Weights wanted, by instrument.
@@ -117,6 +119,11 @@ class ScheduledStrategy(BaseSignalStrategy):
 
     def decide(self, step: int, decided: np.datetime64, traded: np.datetime64, held: pd.Series, exchange) -> pd.Series | None:
         """`target` on days of the schedule, None on others and where the signal has no scores of the day."""
+        if held.sum() < LEAST_INVESTED * self._wanted and not self._said_idle:
+            self._said_idle = True
+            logger.warning(f"{held.sum():.0%} of the account were invested at the close of {decided}, not {self._wanted:.0%}: orders "
+                           "were blocked, or lots "
+                           "are too large for the account (said once)")
         if not self.schedule.due(step, decided, traded):
             return None
         scores = self.signal.get_signal(pd.Timestamp(decided), pd.Timestamp(decided) + pd.Timedelta(hours=23, minutes=59))
@@ -131,13 +138,17 @@ class ScheduledStrategy(BaseSignalStrategy):
             self.save()
             raise
         self.schedule.started(step)
-        return None if weights is None else weights * self.risk_degree
+        if weights is None:
+            return None
+        self._wanted = float(weights.sum() * self.risk_degree)
+        return weights * self.risk_degree
 
     def note_stale(self, close: Close, current: np.ndarray) -> dict[str, dict[str, float]]:
         """Stocks held that have had no bar for long (delisted, it seems); each is warned of once."""
         stale = {str(close.codes[n]): round(float(current[n]), 6) for n in np.flatnonzero((current > 0) & close.stale)}
         for code in set(stale) - self._warned:
-            logger.warning(f"{code} has had no bar for {STALE} trading days: {stale[code]:.2%} of the account stay valued at its last close")
+            logger.warning(f"{code} has had no bar for {STALE} trading days: {stale[code]:.2%} of the account stay valued at its last "
+                           "close")
         self._warned |= set(stale)
         return {"without_bars": stale} if stale else {}
 
@@ -259,7 +270,8 @@ def day_quotes(exchange: Exchange, start, end, codes: Sequence[str], position) -
     if isinstance(quotes, Quotes):
         t = int(np.searchsorted(quotes.days, day))
         if t == len(quotes.days) or quotes.days[t] != day:
-            raise DataError(f"the exchange has no quotes of {day}, they run from {quotes.days[0]} to {quotes.days[-1]}: leave start_time and "
+            raise DataError(f"the exchange has no quotes of {day}, they run from {quotes.days[0]} to {quotes.days[-1]}: leave start_time "
+                            "and "
                             "end_time of the exchange out, or widen them")
         last = quotes.last_close[t - 1].copy() if t else np.full(len(quotes.instruments), np.nan)
         return quotes, t, last
@@ -296,7 +308,8 @@ class IndexEnhancementStrategy(ScheduledStrategy):
             ``{preset: meta}`` or ``{constraints: {cap: 0.03, tracking_error: 0.05}, ladder: [..]}``.
         signal, rebalance, risk_degree: see `ScheduledStrategy`.
         snapshots: folder of risk snapshots; None: those of the store, made where days are missing.
-        blacklist: codes that may only be sold. buy_special: stocks in special treatment may be bought.
+        blacklist: codes that may only be sold. buy_special: stocks in special treatment may be bought. listed_days: trading days since its
+            first bar from which a stock may be bought.
         infeasible: ``raise``, or ``hold`` to keep the portfolio where even the ladder finds no weights (the certificate says so).
         scale: times the real index is larger (absolute caps grow); None: as the store says.
 
@@ -306,6 +319,7 @@ class IndexEnhancementStrategy(ScheduledStrategy):
 
     def __init__(self, *, signal, index: str, optimizer: Mapping[str, Any], rebalance: str | int | Sequence[str] = "week",
                  risk_degree: float = 1.0, snapshots: str | None = None, blacklist: Sequence[str] = (), buy_special: bool = False,
+                 listed_days: int = 60,
                  infeasible: str = "raise", scale: float | None = None, trade_exchange=None, level_infra=None, common_infra=None):
         if infeasible not in ("raise", "hold"):
             raise ConfigError(f"infeasible={infeasible!r}: choose raise or hold")
@@ -318,7 +332,7 @@ class IndexEnhancementStrategy(ScheduledStrategy):
             said = str(error).replace("IndexEnhancer.__init__() ", "")
             raise ConfigError(f"optimizer: {said}; it takes the keywords of IndexEnhancer") from error
         self.index, self.snapshots, self.blacklist = index.lower(), snapshots, [str(code) for code in blacklist]
-        self.buy_special, self.infeasible = buy_special, infeasible
+        self.buy_special, self.listed_days, self.infeasible = buy_special, listed_days, infeasible
         self.scale = index_scale(self.index) if scale is None else scale
         super().__init__(signal=signal, rebalance=rebalance, risk_degree=risk_degree, trade_exchange=trade_exchange,
                          level_infra=level_infra,
@@ -326,7 +340,7 @@ class IndexEnhancementStrategy(ScheduledStrategy):
 
     @cached_property
     def closes(self) -> Closes:
-        return Closes(self.index, self.buy_special)
+        return Closes(self.index, self.buy_special, self.listed_days)
 
     @cached_property
     def risk(self):
@@ -351,9 +365,9 @@ class IndexEnhancementStrategy(ScheduledStrategy):
                 alpha[used], risk, close.benchmark[used], current[used], no_buy=no_buy[used], no_sell=close.no_sell[used],
                 cost=self._costs(exchange, decided, codes), extras={name: close.lay(one, np.nan)[used] for name, one in extras.items()},
                 scale=self.scale, day=str(decided), instruments=codes)
-        except InfeasibleError as error:
-            self.keep("certificates", pd.DataFrame([{"day": str(decided), "trade_day": str(traded), "status": "infeasible",
-                                                     "notes": str(error)}]))
+        except (InfeasibleError, SolverError) as error:
+            self.keep("certificates", pd.DataFrame([{"day": str(decided), "trade_day": str(traded), "notes": str(error),
+                                                     "status": "infeasible" if isinstance(error, InfeasibleError) else "unsolved"}]))
             if self.infeasible == "raise":
                 raise
             logger.warning(f"{error}; the portfolio stays as it is")
@@ -393,12 +407,13 @@ class TopKStrategy(ScheduledStrategy):
     Args:
         topk: how many; fewer on a store whose index is smaller than the real one. buffer: 0 sells whatever leaves the best.
         universe: candidates are its members of the day; None: all that the signal scores.
-        signal, rebalance, risk_degree, blacklist, buy_special: as in `IndexEnhancementStrategy`.
+        signal, rebalance, risk_degree, blacklist, buy_special, listed_days: as in `IndexEnhancementStrategy`.
     """
 
     def __init__(self, *, signal, topk: int, buffer: float = 0.0, universe: str | None = None,
                  rebalance: str | int | Sequence[str] = "week",
-                 risk_degree: float = 1.0, blacklist: Sequence[str] = (), buy_special: bool = False, trade_exchange=None, level_infra=None,
+                 risk_degree: float = 1.0, blacklist: Sequence[str] = (), buy_special: bool = False, listed_days: int = 60,
+                 trade_exchange=None, level_infra=None,
                  common_infra=None):
         if isinstance(topk, bool) or not isinstance(topk, int) or topk < 1 or not 0 <= buffer < np.inf:
             raise ConfigError(f"topk={topk!r} must be a whole number above 0, buffer={buffer!r} a number from 0 up")
@@ -406,14 +421,15 @@ class TopKStrategy(ScheduledStrategy):
             member_spans(universe)
             universe = universe.lower()
         self.topk = topk if universe is None else max(round(topk / index_scale(universe)), 1)
-        self.buffer, self.universe, self.blacklist, self.buy_special = buffer, universe, [str(code) for code in blacklist], buy_special
+        self.buffer, self.universe, self.blacklist = buffer, universe, [str(code) for code in blacklist]
+        self.buy_special, self.listed_days = buy_special, listed_days
         super().__init__(signal=signal, rebalance=rebalance, risk_degree=risk_degree, trade_exchange=trade_exchange,
                          level_infra=level_infra,
                          common_infra=common_infra)
 
     @cached_property
     def closes(self) -> Closes:
-        return Closes(None, self.buy_special)
+        return Closes(None, self.buy_special, self.listed_days)
 
     def target(self, decided, traded, scores, held, exchange) -> pd.Series:
         close = self.closes.at(decided)
@@ -448,6 +464,8 @@ class EnhancedIndexingStrategy(QlibEnhancedIndexingStrategy):
     """Qlib's `EnhancedIndexingStrategy`, all its keywords, with an optimiser that solves or says why not (`EnhancedIndexingOptimizer`)."""
 
     def __init__(self, *, riskmodel_root, market="csi500", turn_limit=None, name_mapping={}, optimizer_kwargs={}, verbose=False, **kwargs):
-        super().__init__(riskmodel_root=riskmodel_root, market=market, turn_limit=turn_limit, name_mapping=name_mapping, verbose=verbose,
+        if turn_limit is not None:
+            raise ConfigError("turn_limit does nothing in Qlib's strategy either: set optimizer_kwargs: {delta: ..}, two ways")
+        super().__init__(riskmodel_root=riskmodel_root, market=market, name_mapping=name_mapping, verbose=verbose,
                          **kwargs)
         self.optimizer = EnhancedIndexingOptimizer(**optimizer_kwargs)

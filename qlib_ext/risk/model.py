@@ -407,7 +407,7 @@ class RiskDays:
 
     def __init__(self, snapshots: str | None = None):
         self.store = prepare_snapshots() if snapshots is None else open_snapshots(snapshots)
-        self._frames: dict[str, pd.Series | None] = {}
+        self._frames: dict[tuple[str, ...], dict[str, pd.Series]] = {}
 
     def read(self, day) -> RiskSnapshot:
         """Snapshot of a day. Raises DataError: there is none."""
@@ -422,17 +422,22 @@ class RiskDays:
         Raises:
             DataError: a style that the store does not allow, with `error`.
         """
-        found = {name: self._frame(name, missing) for name in styles if name in EXTRA_STYLES}
+        wanted = tuple(name for name in styles if name in EXTRA_STYLES)
+        if not wanted:
+            return {}
+        if wanted not in self._frames:
+            self._frames[wanted] = self._load(wanted, missing)
         stamp = pd.Timestamp(np.datetime64(day, "D"))
-        return {name: frame.xs(stamp, level=0).astype(float) for name, frame in found.items() if frame is not None and stamp in frame.index.levels[0]}
+        return {name: one.xs(stamp, level=0).astype(float) for name, one in self._frames[wanted].items() if stamp in one.index.levels[0]}
 
-    def _frame(self, name: str, missing: str) -> pd.Series | None:
-        """A style on all days of the snapshots, loaded once; None where the store does not allow it."""
-        if name not in self._frames:
-            try:
-                self._frames[name] = load_styles([name], self.store.days[0], self.store.days[-1])[0][name]
-            except DataError:
-                if missing == "error":
-                    raise
-                self._frames[name] = None
-        return self._frames[name]
+    def _load(self, names: tuple[str, ...], missing: str) -> dict[str, pd.Series]:
+        """Styles on all days of the snapshots, at once or, where one cannot be had and `missing` is `drop`, those that can."""
+        first, last = self.store.days[[0, -1]]
+        try:
+            frame = load_styles(names, first, last)[0]
+            return {name: frame[name] for name in names}
+        except DataError:
+            if missing == "error":
+                raise
+            parts = [self._load((name,), missing) for name in names] if len(names) > 1 else []
+            return {name: one for part in parts for name, one in part.items()}

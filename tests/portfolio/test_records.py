@@ -71,6 +71,9 @@ def test_figures_over_three_benchmarks(tracked):
     assert (table["excess a year before cost"] > table["excess a year"]).all()
     metrics = recorder.list_metrics()
     assert metrics["figures.total_return.excess_a_year"] == pytest.approx(table.loc["total_return", "excess a year"])
+    assert not [name for name in metrics if name.startswith("1day.")], "each portfolio's metrics carry its name"
+    analysis = load("port_analysis_1day.pkl").loc[("excess_return_with_cost", "annualized_return"), "risk"]
+    assert metrics["figures.1day.excess_return_with_cost.annualized_return"] == pytest.approx(analysis)
 
 
 def test_one_command_makes_several_portfolios(tracked, capsys):

