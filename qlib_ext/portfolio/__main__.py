@@ -56,6 +56,7 @@ def _run(options) -> int:
     qlib.init(provider_uri=str(store), region="cn", exp_manager=manager)
     recorder, scores = find_recorder(options.experiment, options.recorder)
     start, end = _span(scores, options.start, options.end)
+    faults = 0
     for index in options.index:
         strategy = {"class": "IndexEnhancementStrategy", "module_path": "qlib_ext.portfolio.strategy", "kwargs": {
             "signal": "<PRED>", "index": index, "snapshots": options.snapshots,
@@ -64,9 +65,13 @@ def _run(options) -> int:
                                  options.account)
         record = PortfolioRecord(R.get_recorder(recorder_id=recorder, experiment_name=options.experiment), config, engine=options.engine,
                                  index=index, name=index)
-        if record.generate() is None:
-            raise DataError(f"recorder {recorder} has no predictions any more: run the workflow of {options.experiment!r} again")
-    return 0
+        try:
+            if record.generate() is None:
+                raise DataError(f"recorder {recorder} has no predictions any more: run the workflow of {options.experiment!r} again")
+        except ExtError as error:                                  # the other indices may do
+            print(f"{index}: {type(error).__name__}: {error}", file=sys.stderr)
+            faults += 1
+    return int(faults > 0)
 
 
 def _span(scores: pd.DataFrame, start: str | None, end: str | None) -> tuple[str, str]:

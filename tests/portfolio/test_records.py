@@ -87,6 +87,10 @@ def test_one_command_makes_several_portfolios(tracked, capsys):
         report = recorder.load_object(f"portfolio_analysis/{index}/report_normal_1day.pkl")
         assert report["turnover"].sum() > 0.5 and str(report.index[-1].date()) == "2016-06-30"
     assert "csi300 over three benchmarks" in capsys.readouterr().out
+    assert main(["scored", "--index", "csi500", "csi300", "--preset", "ai_strict", "--store", str(store), "--uri", uri, "--snapshots", str(risk),
+                 "--start", FIRST, "--end", "2016-05-20", "--deal-price", "closed"]) == 1
+    said = capsys.readouterr().err
+    assert "csi500: DataError" in said and "csi300: DataError" in said, "one that fails does not stop the others"
     assert main(["scored", "--store", str(store), "--uri", uri, "--recorder", "0" * 32]) == 1
     assert "ConfigError: experiment 'scored' has no recorder" in capsys.readouterr().err
 
