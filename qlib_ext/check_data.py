@@ -306,6 +306,8 @@ def check_backtest(add, where: str, backtest: dict, store: StoreView, segments: 
     for code in benchmark if isinstance(benchmark, (list, tuple)) else [benchmark] if isinstance(benchmark, str) else []:
         if not store.has_bars(code):
             add(f"{where}.benchmark", f"no bars of {code} in the store", "ingest the index or name one that is there")
+    if isinstance((backtest.get("exchange_kwargs") or {}).get("exchange"), dict):
+        return                                          # an exchange with needs of its own (check_portfolio)
     prices = (backtest.get("exchange_kwargs") or {}).get("deal_price")
     prices = {str(p).lstrip("$") for p in (prices if isinstance(prices, (list, tuple)) else [prices] if prices else [])}
     for name in store.missing_fields(prices | {"close", "change", "factor"}, codes):

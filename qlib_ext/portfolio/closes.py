@@ -57,7 +57,7 @@ class Closes:
 
     def __init__(self, index: str | None, buy_special: bool = False, listed_days: int = 60):
         self.field, self.index, self.buy_special = f"{index}_weight", index, buy_special
-        codes = [code for code in member_spans("all") if kind_of(code) == "stock"]
+        codes = [code for code in member_spans("all") if kind_of(code.upper()) == "stock"]
         bars = Bars(codes, None, None, ["close"], [self.field] if index else [])
         self.codes, self.days = bars.codes, bars.days
         self.close, self.special, listed = bars.lay("close"), bars.lay("is_st") == 1, bars.listed_days()

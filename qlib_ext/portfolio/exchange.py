@@ -227,8 +227,7 @@ def _codes(codes: str | Iterable[str], start_time, end_time) -> list[str]:
         if not codes:
             raise DataError(f"universe {universe!r} has no member from {start:%Y-%m-%d} to {end:%Y-%m-%d}: check start_time and end_time")
     codes = np.array(sorted(set(codes)), dtype=str)
-    kept = codes[kind_of(codes) != ""]
-    kept = kept[kind_of(kept) != "index"]
+    kept = codes[~np.isin(kind_of(np.char.upper(codes)), ("", "index"))] if len(codes) else codes
     if not len(kept):
         raise DataError(f"none of {first_few(codes.tolist()) or 'the codes'} is a stock, an ETF or a bond: codes look like SH600000")
     return kept.tolist()
@@ -250,7 +249,7 @@ class Bars:
         for name in ("close", *prices):
             if not self.has(name).any():
                 raise DataError(f"the store has no field {name}: prices can be dealt at open, close, vwap or any field that was ingested")
-        self.kinds, self.boards = kind_of(self.codes), board_of(self.codes)
+        self.kinds, self.boards = (find(np.char.upper(self.codes)) for find in (kind_of, board_of))       # some folders have sh600000
         self.groups, self.group = np.unique(np.char.add(np.char.add(self.kinds, "/"), self.boards), return_inverse=True)
 
     def has(self, name: str) -> np.ndarray:

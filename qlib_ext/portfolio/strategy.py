@@ -372,6 +372,10 @@ class IndexEnhancementStrategy(ScheduledStrategy):
                 raise
             logger.warning(f"{error}; the portfolio stays as it is")
             return None
+        lacking = {name: solution.notes[name] for name in ("missing_styles", "missing_industries") if name in solution.notes}
+        if lacking and not self.tables.get("certificates"):
+            logger.warning(f"{decided}: bands that the risk model cannot bind are left out: {lacking} (said once; certificates have them "
+                           "all)")
         solution.notes.update(stale)
         self._keep(solution, traded)
         return pd.Series(solution.held, dtype=float)

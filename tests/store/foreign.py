@@ -52,7 +52,8 @@ def short_workflow(name: str, path: Path, change=lambda config: None) -> Path:
         for part in loader["kwargs"].get("parts", [loader]):
             part["kwargs"].update(FIT)
     config["task"]["record"][-1]["kwargs"]["config"]["backtest"].update(start_time="2020-04-01", end_time="2020-06-24")
-    config["task"]["record"][-1]["kwargs"]["config"]["strategy"]["kwargs"].update(topk=5, n_drop=1)
+    strategy = config["task"]["record"][-1]["kwargs"]["config"]["strategy"]
+    strategy["kwargs"].update({"topk": 5, "n_drop": 1} if strategy["class"] == "TopkDropoutStrategy" else {})
     change(config)
     config.pop("BASE_CONFIG_PATH")
     with open(path, "w") as file:

@@ -42,7 +42,7 @@ def small(tmp_path, monkeypatch):
     """Tiny sizes, and a home in the temporary folder."""
     for name in ("QLIB_EXT_LR", "QLIB_EXT_PATIENCE", "QLIB_EXT_DROPOUT", "QLIB_EXT_SEED"):
         monkeypatch.delenv(name, raising=False)
-    sizes = {"HOME": str(tmp_path / "home"), "D_MODEL": "16", "EPOCHS": "1", "DAYS_PER_EPOCH": "5", "DEVICE": "cpu"}
+    sizes = {"MISSING_STYLES": "drop", "HOME": str(tmp_path / "home"), "D_MODEL": "16", "EPOCHS": "1", "DAYS_PER_EPOCH": "5", "DEVICE": "cpu"}
     for name, value in sizes.items():
         monkeypatch.setenv(f"QLIB_EXT_{name}", value)
     return tmp_path
@@ -61,7 +61,8 @@ def test_what_a_plain_store_lacks_is_a_warning(plain, small, name):
     text = "\n".join(map(str, warnings))
     assert "no instrument has field $vwap: VWAP0 would be NaN on every row" in text
     assert ("index SH000300 has no $amount in the store; $volume stands in" in text) == name.startswith("meta_master")
-    assert len(warnings) == (3 if name.startswith("meta_master") else 1)
+    assert ("no field csi300_weight: members weigh alike" in text) == name.startswith("meta_master")
+    assert len(warnings) == (4 if name.startswith("meta_master") else 1)
 
 
 def test_an_absent_index_is_refused_with_the_alternative(plain, small):
@@ -150,7 +151,8 @@ def test_the_run_warns_by_name(small, caplog):
     """No vwap: a constant column; no amount: volume stands in; no change: no limits in the back-test, which `check` refuses."""
     store = write_foreign_store(small / "store", fields=[name for name in FIELDS if name != "change"])
     workflow = short_workflow("meta_master_csi300", small / "w.yaml", two_indices)
-    fault, = map(str, examine_workflow(workflow, store)[0])
+    assert examine_workflow(workflow, store)[0] == [], "our exchange finds limits without it"
+    fault, = map(str, examine_workflow(short_workflow("gru_csi300", small / "gru.yaml"), store)[0])
     assert "must not run: the back-test needs field 'change', the store has none, and the run would go to its end" in fault
     assert "with orders passing the price limits" in fault
     caplog.set_level(logging.WARNING)
