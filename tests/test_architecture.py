@@ -17,7 +17,7 @@ FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path i
 PURE = ["errors", "jit", "signatures", "market_rules", "factors.*", "data.transform", "data.columns", "training.loss",
         "models.layers", "risk.weighted", "risk.descriptor", "risk.style", "risk.regression", "risk.covariance", "risk.estimate",
         "risk.snapshot", "risk.quality", "report.metrics", "report.market_facts", "portfolio.constraint", "portfolio.program", "portfolio.preset",
-        "portfolio.case", "portfolio.solver", "portfolio.rounding", "portfolio.optimizer", "portfolio.enhanced_indexing", "portfolio.engine"]
+        "portfolio.case", "portfolio.conic", "portfolio.solver", "portfolio.rounding", "portfolio.optimizer", "portfolio.enhanced_indexing", "portfolio.engine"]
 ADAPTERS = ["data.dataset", "data.processor", "data.arrays", "data.cross_section", "data.handler", "data.array_loader",
             "data.field_reader", "data.table", "data.cache", "data.threads", "data.loader", "data.winner_loader", "data.segments",
             "data.leaks", "data.universe", "models.base", "risk.market", "risk.model", "risk.records", "risk.__main__",

@@ -41,8 +41,7 @@ def make_case(given: dict[str, Any], risk: RiskSnapshot, instruments: np.ndarray
     arrays = [name for name, values in given.items() if not (values is None or np.isscalar(values) or name in series)]
     if series and arrays and instruments is None:
         raise ShapeError(f"{day}: {arrays[0]} is an array and {next(iter(series))} a Series: give Series by instrument everywhere, or "
-                         "arrays everywhere, "
-                         "or name the instruments of the arrays")
+                         "arrays everywhere, or name the instruments of the arrays")
     if (names[1:] <= names[:-1]).any():
         raise DataError(f"{day}: instruments must be in ascending order, each once")
     if series and instruments is None:
@@ -65,8 +64,7 @@ def make_case(given: dict[str, Any], risk: RiskSnapshot, instruments: np.ndarray
         values = np.asarray(values)
         if values.shape != (len(names),):
             raise ShapeError(f"{day}: {name} has shape {values.shape} for {len(names)} stocks: give a Series by instrument, or an array "
-                             "in the order "
-                             "of instruments (without them: risk.instruments)")
+                             "in the order of instruments (without them: risk.instruments)")
         return values.astype(kind)
 
     notes: dict[str, Any] = {}

@@ -249,8 +249,7 @@ def check_missing(constraints: list[Constraint], case: Case, missing_styles: str
     if (styles or bare) and missing_styles == "error":
         lacks = f"no style {', '.join(styles)}" if styles else f"no factors for {' and '.join(bare)} bands"
         raise DataError(f"{case.day}: the risk model has {lacks} (its styles: {', '.join(style_names(case.factors)) or 'none'}): give "
-                        "the store the fields it "
-                        "needs, or set missing_styles: drop")
+                        "the store the fields it needs, or set missing_styles: drop")
     industries = [name for one in constraints if isinstance(one, Industry) for name in one.missing(case)]
     found = {"missing_styles": styles + [f"all of {name}" for name in bare], "missing_industries": industries}
     return {name: names for name, names in found.items() if names}

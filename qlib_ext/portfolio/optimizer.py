@@ -187,8 +187,7 @@ class IndexEnhancer:
         names = conflict(strict, failed, self.solver)
         tried = f"; the ladder was tried up to {dict(relaxed)}" if relaxed else ""
         raise InfeasibleError(f"{case.day}: no weights keep all of: {', '.join(names)}, with locks, caps and full investment as they "
-                              f"are{tried}. "
-                              "Widen one of them, or give a (longer) ladder")
+                              f"are{tried}. Widen one of them, or give a (longer) ladder")
 
     def _try(self, case: Case, strict: Program, relaxed: dict[str, float]) -> tuple[Program, Answer] | None:
         """Program and weights with some families relaxed; an open turnover is limited to little more than the least that is needed."""
@@ -247,8 +246,7 @@ def _check_room(program: Program) -> None:
     if high < program.invested[0] - 1e-9 or low > program.invested[1] + 1e-9:
         side = f"caps and locks allow {high:.4f} at most" if high < program.invested[0] else f"locks hold {low:.4f} at least"
         raise InfeasibleError(f"{program.case.day}: investment {program.invested} cannot be had: {side}. Raise the caps, give more "
-                              "stocks, or allow "
-                              "a band of cash (investment: {low: ..})")
+                              "stocks, or allow a band of cash (investment: {low: ..})")
 
 
 # ---- when there are no weights ------------------------------------------------------------------------------------------------------

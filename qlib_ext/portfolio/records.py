@@ -101,7 +101,11 @@ class PortfolioRecord(PortAnaRecord):
         finally:
             if ours:
                 strategy.save(self.recorder, self.get_path())
-        made.update(self._benchmarks(made["report_normal_1day.pkl"], strategy))
+        try:
+            made.update(self._benchmarks(made["report_normal_1day.pkl"], strategy))
+        except Exception:
+            self.save(**made)                                          # the back-test is done, whatever is wrong with the benchmarks
+            raise
         return made
 
     def _fast(self, strategy: ScheduledStrategy) -> dict[str, Any]:

@@ -92,8 +92,7 @@ def _weight(part: Mapping[str, Any]) -> float:
     known = {"experiment", "recorder", "signal", "weight"}
     if not isinstance(part, Mapping) or set(part) - known or ("experiment" in part) == ("signal" in part):
         raise ConfigError(f"BlendedSignal: part {part if isinstance(part, str) else list(part)!r} must have experiment (and recorder) or "
-                          "signal, "
-                          "and may have weight")
+                          "signal, and may have weight")
     weight = part.get("weight", 1.0)
     if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not np.isfinite(weight):
         raise ConfigError(f"BlendedSignal: weight {weight!r} is no number")

@@ -20,6 +20,7 @@ from qlib.contrib.strategy.signal_strategy import BaseSignalStrategy
 from qlib.log import get_module_logger
 from qlib.utils import init_instance_by_config
 from qlib.workflow import R
+from tqdm import tqdm
 
 from qlib_ext.data.universe import member_spans, trading_calendar, universe_grid
 from qlib_ext.errors import ConfigError, DataError, ExtError, InfeasibleError, SolverError
@@ -122,8 +123,7 @@ class ScheduledStrategy(BaseSignalStrategy):
         if held.sum() < LEAST_INVESTED * self._wanted and not self._said_idle:
             self._said_idle = True
             logger.warning(f"{held.sum():.0%} of the account were invested at the close of {decided}, not {self._wanted:.0%}: orders "
-                           "were blocked, or lots "
-                           "are too large for the account (said once)")
+                           "were blocked, or lots are too large for the account (said once)")
         if not self.schedule.due(step, decided, traded):
             return None
         scores = self.signal.get_signal(pd.Timestamp(decided), pd.Timestamp(decided) + pd.Timedelta(hours=23, minutes=59))
@@ -205,14 +205,18 @@ class ScheduledStrategy(BaseSignalStrategy):
             raise DataError(f"the back-test starts on {quotes.days[0]}, the first day of the store: nothing is known on the day before")
         names = quotes.instruments
 
+        bar = tqdm(total=len(quotes.days), desc="fast back-test", mininterval=1.0)
+
         def decide(t: int, weight: np.ndarray, value: float) -> np.ndarray | None:
+            bar.update()
             place = np.flatnonzero(weight)
             held = pd.Series(weight[place], index=names[place])
             wanted = self.decide(t, self._calendar[first + t - 1], quotes.days[t], held, exchange)
             return None if wanted is None else laid_on(wanted, quotes)
 
         returns = None if bench is None else bench.reindex(pd.DatetimeIndex(quotes.days.astype("datetime64[ns]"))).to_numpy()
-        result = simulate(quotes, decide, account, returns)
+        with bar:
+            result = simulate(quotes, decide, account, returns)
         self.save()
         self._check_decided()
         return result
@@ -271,8 +275,7 @@ def day_quotes(exchange: Exchange, start, end, codes: Sequence[str], position) -
         t = int(np.searchsorted(quotes.days, day))
         if t == len(quotes.days) or quotes.days[t] != day:
             raise DataError(f"the exchange has no quotes of {day}, they run from {quotes.days[0]} to {quotes.days[-1]}: leave start_time "
-                            "and "
-                            "end_time of the exchange out, or widen them")
+                            "and end_time of the exchange out, or widen them")
         last = quotes.last_close[t - 1].copy() if t else np.full(len(quotes.instruments), np.nan)
         return quotes, t, last
     codes = np.array(sorted(set(codes)), dtype=str)
@@ -354,8 +357,7 @@ class IndexEnhancementStrategy(ScheduledStrategy):
         scored = close.benchmark[np.isfinite(alpha)].sum() / close.benchmark.sum()
         if scored < LEAST_SCORED:
             raise DataError(f"{decided}: the signal scores {scored:.0%} of the weight of {self.index}: give predictions for its members "
-                            "(another "
-                            "universe in the dataset), or enhance the index that was scored")
+                            "(another universe in the dataset), or enhance the index that was scored")
         used = np.flatnonzero((np.isfinite(alpha) & (risk.rows(close.codes) >= 0)) | (close.benchmark > 0) | (current > 0))
         codes, stale = close.codes[used], self.note_stale(close, current)
         no_buy = close.no_buy | np.isin(close.codes, self.blacklist)

@@ -8,7 +8,7 @@ from optimizer_cases import ALPHA, BENCHMARK, faults, five_program, hostile, pro
 from scipy.optimize import linprog
 
 from qlib_ext.errors import SolverError
-from qlib_ext.portfolio import solver
+from qlib_ext.portfolio import conic, solver
 from qlib_ext.portfolio.program import Prices
 from qlib_ext.portfolio.solver import GAP, VIOLATION, Answer, polish, solve, verified
 
@@ -146,7 +146,7 @@ def test_wrong_prices_prove_nothing(solved, wrong):
 
 def garbage(change):
     """Clarabel, its weights changed before anybody sees them."""
-    real = solver._clarabel
+    real = conic._clarabel
 
     def changed(*arguments):
         result = real(*arguments)
@@ -158,7 +158,7 @@ def garbage(change):
                                     lambda x: x * np.nan], ids=["moved", "nothing", "reversed", "nan"])
 def test_what_clarabel_gets_wrong_is_not_used(monkeypatch, solved, change):
     program, answer = solved
-    monkeypatch.setattr(solver, "_clarabel", garbage(change))
+    monkeypatch.setattr(conic, "_clarabel", garbage(change))
     with pytest.raises(SolverError, match="no solver gave weights that can be verified"):
         solve(program, "clarabel")
     again = solve(program)                                     # auto goes on to cvxpy
@@ -168,12 +168,12 @@ def test_what_clarabel_gets_wrong_is_not_used(monkeypatch, solved, change):
 
 def test_a_false_claim_of_infeasibility_is_not_believed(monkeypatch, solved):
     program, _ = solved
-    real = solver._clarabel
+    real = conic._clarabel
 
     def liar(*arguments):
         result = real(*arguments)
         return type("Result", (), {"status": "PrimalInfeasible", "z": result.z, "x": result.x})
-    monkeypatch.setattr(solver, "_clarabel", liar)
+    monkeypatch.setattr(conic, "_clarabel", liar)
     with pytest.raises(SolverError):
         solve(program, "clarabel")
     assert solve(program).solver == "cvxpy"
@@ -246,11 +246,11 @@ def test_a_proof_counts_whatever_clarabel_calls_it(monkeypatch, status):
     program = five_program({"industry": {"x": 0.0, "y": 0.0}, "style": {"size": 0.0}, "member_share": 1.0, "cap": 0.3},
                            no_buy=EVERY, current=np.array([0.2, 0.2, 0.2, 0.2, 0.2]))
     program.band_low, program.band_high = program.band_low + 0.3, program.band_high + 0.3
-    real = solver._clarabel
+    real = conic._clarabel
 
     def renamed(*arguments):
         result = real(*arguments)
         return type("Result", (), {"status": status, "z": np.array(result.z) * 1e20, "x": np.full(len(result.x), 1e10)})
-    monkeypatch.setattr(solver, "_clarabel", renamed)
+    monkeypatch.setattr(conic, "_clarabel", renamed)
     monkeypatch.setattr(solver, "_impossible", lambda program: "not asked")
     assert solve(program, "clarabel").weights is None
