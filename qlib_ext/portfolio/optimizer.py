@@ -77,8 +77,7 @@ class Solution:
                 "violation": self.violation, "tracking_error": self.tracking_error, "turnover": self.turnover, "cost": self.cost,
                 "names": int((self.weights > 0).sum()), "invested": float(self.weights.sum()),
                 "member_share": float(self.weights[self.benchmark > 0].sum()), "relaxed": json.dumps(self.relaxed),
-                "slack": json.dumps(self.slack),
-                "active": json.dumps(self.active), "notes": json.dumps(self.notes)}
+                "slack": json.dumps(self.slack), "active": json.dumps(self.active), "notes": json.dumps(self.notes)}
 
 
 class IndexEnhancer:
@@ -191,16 +190,18 @@ class IndexEnhancer:
 
     def _try(self, case: Case, strict: Program, relaxed: dict[str, float]) -> tuple[Program, Answer] | None:
         """Program and weights with some families relaxed; an open turnover is limited to little more than the least that is needed."""
-        limit = strict.turnover if strict.turnover is None else strict.turnover * relaxed.get("turnover", 1.0)
-        if limit == np.inf:
+        limit, factor = strict.turnover, relaxed.get("turnover", 1.0)
+        if factor == np.inf:
             least = least_turnover(self._program(case, relaxed))
-            answer = solve(least, self.solver)
-            if answer.weights is None:
+            answer = solve_or_none(least, self.solver)
+            if answer is None or answer.weights is None:
                 return None
             limit = max(1.01 * least.one_way(answer.weights), least.one_way(answer.weights) + 1e-3, strict.turnover)
+        elif limit is not None:
+            limit = limit * factor
         program = self._program(case, relaxed, limit)
-        answer = solve(program, self.solver)
-        return None if answer.weights is None else (program, answer)
+        answer = solve_or_none(program, self.solver)
+        return None if answer is None or answer.weights is None else (program, answer)
 
     def _solution(self, program: Program, answer: Answer, relaxed: dict[str, float], notes: dict[str, Any]) -> Solution:
         weights, case, gap = answer.weights, program.case, answer.gap
@@ -210,19 +211,19 @@ class IndexEnhancer:
             gap = relative_gap(program, weights, best)
             if left:
                 notes["smaller_than_minimum"] = left
-        trade = weights - case.current
-        bands = np.broadcast_to(answer.prices.bands, len(program.names))
-        exposures = _exposures(program, weights, bands)
         notes.update(locked=int((case.no_buy & case.no_sell).sum()), no_buy=int(case.no_buy.sum()), no_sell=int(case.no_sell.sum()))
         over = np.flatnonzero(program.over & (weights > program.limit))
         if len(over):
             notes["over_cap"] = {str(case.instruments[n]): round(float(weights[n]), 8) for n in over}
-        return Solution(case.day, case.instruments, weights, case.current, case.benchmark, "relaxed" if relaxed else "optimal",
-                        answer.solver,
-                        program.objective(weights), gap, max(program.violations(weights).values()), program.active_risk_of(weights),
-                        program.one_way(weights), float(case.buy_cost @ np.maximum(trade, 0) + case.sell_cost @ np.maximum(-trade, 0)),
-                        exposures,
-                        _active(program, answer), {name: float(value) for name, value in relaxed.items()}, notes=notes)
+        trade = weights - case.current
+        return Solution(
+            day=case.day, instruments=case.instruments, weights=weights, current=case.current, benchmark=case.benchmark,
+            status="relaxed" if relaxed else "optimal", solver=answer.solver, objective=program.objective(weights), gap=gap,
+            violation=max(program.violations(weights).values()), tracking_error=program.active_risk_of(weights),
+            turnover=program.one_way(weights), active=_active(program, answer), notes=notes,
+            cost=float(case.buy_cost @ np.maximum(trade, 0) + case.sell_cost @ np.maximum(-trade, 0)),
+            columns=_exposures(program, weights, np.broadcast_to(answer.prices.bands, len(program.names))),
+            relaxed={name: float(value) for name, value in relaxed.items()})
 
 
 def _rung(one: Mapping[str, float | None]) -> tuple[str, float | None]:

@@ -281,6 +281,7 @@ def test_every_file_with_compiled_functions_is_known():
     assert users | {"jit.py"} == set(jit.KERNELS)
 
 
+@pytest.mark.slow
 def test_a_change_in_one_file_renews_the_code_of_the_others(tmp_path):
     """numba alone would go on with machine code of `alpha158` that holds the old `rolling`."""
     copy = tmp_path / "qlib_ext"

@@ -167,6 +167,13 @@ def test_turnover_is_relaxed_as_little_as_needed():
     assert abs(SIZE @ (solution.weights - BENCHMARK)) < 1e-8
 
 
+def test_a_turnover_of_nothing_is_relaxed_too():
+    """A cap of 0 for what is held must be sold, which a turnover of 0 forbids: the ladder finds the least that it takes."""
+    found = five({"turnover": 0.0}, current=BENCHMARK, sell_all=np.array([True, False, False, False, False]))
+    assert found.status == "relaxed" and found.weights[0] == 0
+    assert found.relaxed["turnover"] == pytest.approx(max(1.01 * BENCHMARK[0], BENCHMARK[0] + 1e-3)) and found.violation <= 1e-8
+
+
 def test_turnover_is_not_relaxed_where_style_alone_helps():
     solution = five({"style": {"size": 0.1}, "turnover": 0.3}, current=moved("A", "E", 0.0325), **LOCKED)
     assert solution.relaxed == {"style": 1.5} and solution.turnover == pytest.approx(0, abs=1e-12)

@@ -262,6 +262,7 @@ def wide_tables(stocks: int = 40, count: int = 320) -> dict:
     return {"bars": bars, "index_bars": index_bars, "membership": spans}
 
 
+@pytest.mark.slow
 def test_alpha158_exchange_and_the_baseline_run_on_a_store(tmp_path_factory):
     """Qlib's own handler, LightGBM with the options of the baseline workflow, strategy, exchange and back-test, unchanged."""
     folder = tmp_path_factory.mktemp("runs")
