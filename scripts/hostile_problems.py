@@ -101,6 +101,8 @@ def limits_around(rng: np.random.Generator, made: Instance, chance: float = 0.5,
         limits["member_share"] = float(w[b > 0].sum()) / margin()
     if coin():
         limits["tracking_error"] = float(np.sqrt((w - b) @ covariance(made) @ (w - b))) * margin()
+        if limits["tracking_error"] > 3:                         # no limit that is taken
+            del limits["tracking_error"]
     if coin():
         limits["turnover"] = float(abs(w - held).sum() / 2) * margin()
     if rng.uniform() < 0.2:
