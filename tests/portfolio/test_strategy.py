@@ -315,6 +315,28 @@ def test_locks_without_limit_fields_are_those_of_the_rules(made, market, tmp_pat
     assert by_rules.source == "equal weights of csi1000" and by_rules.at(by_rules.days[300]).benchmark.max() == pytest.approx(1 / 40)
 
 
+def test_qlibs_own_record_finds_the_certificates_in_the_recorder(market, tmp_path):
+    """`PortAnaRecord` knows nothing of them: the strategy puts them into the recorder that is active."""
+    from qlib.workflow import R
+    from qlib.workflow.record_temp import PortAnaRecord
+
+    from qlib_ext.portfolio.records import backtest_config
+    store, risk = market
+    manager = {"class": "SqliteExpManager", "module_path": "qlib_ext.tracking",
+               "kwargs": {"uri": f"sqlite:///{tmp_path}/tracking.db", "default_exp_name": "Experiment"}}
+    start_qlib(store, exp_manager=manager)
+    kwargs = {"signal": "<PRED>", "index": "csi1000", "snapshots": str(risk), "optimizer": {"constraints": LIMITS}}
+    strategy = {"class": "IndexEnhancementStrategy", "module_path": "qlib_ext.portfolio.strategy", "kwargs": kwargs}
+    with R.start(experiment_name="plain"):
+        R.save_objects(**{"pred.pkl": scores(store), "label.pkl": scores(store)})
+        recorder = R.get_recorder()
+        PortAnaRecord(recorder, backtest_config(strategy, FIRST, "2016-05-31", "SH000852", {"start_time": "2016-04-25"}, 1e7)).generate()
+    kept = {name.split("/")[-1] for name in recorder.list_artifacts("portfolio_analysis")}
+    assert {"certificates.parquet", "exposures.parquet", "decisions.parquet", "report_normal_1day.pkl"} <= kept
+    table = pd.read_parquet(recorder.client.download_artifacts(recorder.id, "portfolio_analysis/certificates.parquet"))
+    assert len(table) == 5 and (table["violation"] <= 1e-8).all()
+
+
 def test_qlibs_own_exchange_serves_too(made, market):
     from qlib.backtest.exchange import Exchange
     exchange = Exchange(start_time="2016-04-25", end_time="2016-12-01", codes="all", deal_price="close", limit_threshold=0.095,
