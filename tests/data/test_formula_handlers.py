@@ -182,7 +182,8 @@ TABLES = {
 }
 
 
-@pytest.mark.parametrize("name, case", [*(("Alpha158", case) for case in TABLES), ("Alpha360", "defaults"), ("Alpha360", "robust")])
+@pytest.mark.parametrize("name, case", [*(("Alpha158", case) for case in TABLES), ("Alpha360", "robust"),
+                                        pytest.param("Alpha360", "defaults", marks=pytest.mark.slow)])
 def test_all_tables_equal_qlibs(name, case):
     options = TABLES[case]
     options = {"instruments": CALM[:5], "start_time": "2020-06-01", "end_time": "2020-07-15", **FIT, **options}
