@@ -104,7 +104,7 @@ def check_by_rule(found: pd.DataFrame, expected: pd.DataFrame, sample: int = 40)
     return counts
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.slow) if name == "Alpha360vwap" else name for name in NAMES])
 @pytest.mark.parametrize("start", [None, "2020-08-03"])
 def test_every_cell_on_a_nasty_market(nasty, name, start):
     """All columns of all handlers on gaps, ties, constant prices, zero and huge volumes, penny prices and short histories."""
@@ -146,7 +146,7 @@ def check_shares(found: pd.DataFrame, expected: pd.DataFrame) -> None:
     assert all((found[c].isna() == expected[c].isna()).all() for c in expected.columns)
 
 
-@pytest.mark.parametrize("name", ["Alpha158", "Alpha360vwap"])
+@pytest.mark.parametrize("name", ["Alpha158", pytest.param("Alpha360vwap", marks=pytest.mark.slow)])
 def test_a_generated_market(tmp_path_factory, name):
     start_qlib(build_store(tmp_path_factory.getbasetemp() / "small_market"))
     found, expected = both(name, instruments="csi300", start_time="2015-06-01")

@@ -169,6 +169,7 @@ def autocorrelation(frame) -> float:
                           for t in range(len(wide) - 1)]))
 
 
+@pytest.mark.slow
 def test_more_horizons_make_more_stable_exposures():
     panel, _ = panel_of_returns(horizons=6, fast=True)
     one = Panel(**{**{name: getattr(panel, name) for name in ("blocks", "rows", "days", "instruments", "universe", "segments")},
