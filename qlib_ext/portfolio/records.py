@@ -11,7 +11,7 @@ from qlib.backtest.position import Position
 from qlib.contrib.evaluate import risk_analysis
 from qlib.data import D
 from qlib.log import get_module_logger
-from qlib.utils import fill_placeholder, flatten_dict, init_instance_by_config
+from qlib.utils import fill_placeholder, flatten_dict, get_date_by_shift, init_instance_by_config
 from qlib.workflow.record_temp import PortAnaRecord
 
 from qlib_ext.errors import ConfigError
@@ -92,7 +92,7 @@ class PortfolioRecord(PortAnaRecord):
             strategy.artifact_path = None                              # saved here, once
         try:
             if self.engine == "fast":
-                made = self._fast(strategy)
+                made = self._fast(strategy, pred.index.get_level_values("datetime"))
             else:
                 self.strategy_config = {"class": lambda: strategy, "kwargs": {}}
                 with warnings.catch_warnings():
@@ -108,16 +108,16 @@ class PortfolioRecord(PortAnaRecord):
             raise
         return made
 
-    def _fast(self, strategy: ScheduledStrategy) -> dict[str, Any]:
-        """Report, positions and analysis as Qlib's record has them."""
+    def _fast(self, strategy: ScheduledStrategy, scored: pd.DatetimeIndex) -> dict[str, Any]:
+        """Report, positions and analysis as Qlib's record has them; without dates from the first day scored to the day after the last."""
         options = dict(self.backtest_config)
+        start, end = options.get("start_time") or scored.min(), options.get("end_time") or get_date_by_shift(scored.max(), 1)
         exchange = (options.get("exchange_kwargs") or {}).get("exchange")
         if exchange is None:
             raise ConfigError("engine: fast needs backtest.exchange_kwargs.exchange: "
                               "{class: AShareExchange, module_path: qlib_ext.portfolio.exchange}")
-        bench = index_returns(options.get("benchmark", "SH000300"), options["start_time"], options["end_time"])      # Qlib's default
-        result = strategy.simulate(init_instance_by_config(exchange), options["start_time"], options["end_time"], options.get("account",
-                                                                                                                              1e9), bench)
+        bench = index_returns(options.get("benchmark", "SH000300"), start, end)      # Qlib's default
+        result = strategy.simulate(init_instance_by_config(exchange), start, end, options.get("account", 1e9), bench)
         report = result.report
         analysis = pd.concat({name: risk_analysis(returns, freq="1day") for name, returns in (
             ("excess_return_without_cost", report["return"] - report["bench"]),
@@ -190,7 +190,7 @@ def _positions(result: Result) -> dict[pd.Timestamp, Position]:
 def backtest_config(strategy: Mapping[str, Any], start_time, end_time, benchmark: str, exchange: Mapping[str, Any] | None = None,
                     account: float = 1e8) -> dict[str, Any]:
     """Config of a `PortfolioRecord` on an `AShareExchange`: `strategy` is class, module_path and kwargs; `exchange` its keywords."""
-    exchange = {"start_time": str(pd.Timestamp(start_time).date()), "end_time": None, **(exchange or {})}
+    exchange = {"start_time": None if start_time is None else str(pd.Timestamp(start_time).date()), **(exchange or {})}
     return {"strategy": dict(strategy),
             "executor": {"class": "SimulatorExecutor", "module_path": "qlib.backtest.executor",
                          "kwargs": {"time_per_step": "day", "generate_portfolio_metrics": True}},

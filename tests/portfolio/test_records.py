@@ -59,6 +59,16 @@ def test_both_engines_leave_the_same(tracked, capsys):
     assert "total_return" in capsys.readouterr().out
 
 
+def test_without_dates_all_days_scored_are_traded(tracked):
+    reports = []
+    for engine in ("qlib", "fast"):
+        config = backtest_config(strategy(tracked[2]), None, None, "SH000852", {"start_time": None}, 1e7)
+        _, load = recorded(tracked, engine, f"all {engine}", config)
+        reports.append(load("report_normal_1day.pkl"))
+    assert str(reports[0].index[0].date()) == "2016-04-25" and str(reports[0].index[-1].date()) == "2016-10-31"
+    np.testing.assert_allclose(reports[0]["account"], reports[1]["account"], rtol=1e-9)
+
+
 def test_figures_over_three_benchmarks(tracked):
     recorder, load = recorded(tracked, "fast", "figures")
     frame, table = load("benchmarks.pkl"), load("benchmark_analysis.pkl")
