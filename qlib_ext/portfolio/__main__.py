@@ -4,7 +4,6 @@ csi1000`."""
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 
 import pandas as pd
@@ -13,7 +12,7 @@ from qlib.workflow import R
 
 from qlib_ext.data.universe import trading_calendar
 from qlib_ext.errors import DataError, ExtError
-from qlib_ext.home import home
+from qlib_ext.home import home, named_store
 from qlib_ext.portfolio.preset import PRESETS
 from qlib_ext.portfolio.records import ENGINES, PortfolioRecord, backtest_config
 from qlib_ext.portfolio.signal import find_recorder
@@ -24,8 +23,7 @@ from qlib_ext.store.schema import INDEX_CODES
 def main(arguments: list[str] | None = None) -> int:
     """Command line; 0, or 1 with the error's sentence on stderr."""
     parser = argparse.ArgumentParser(prog="python -m qlib_ext.portfolio", description="Portfolios of one recorder's predictions, one for "
-                                                                                      "each index; "
-                                     "results go into that recorder, under portfolio_analysis/<index>.")
+                                     "each index; results go into that recorder, under portfolio_analysis/<index>.")
     parser.add_argument("experiment", help="experiment whose predictions are used")
     parser.add_argument("--recorder", help="its recorder; default: the latest finished one")
     parser.add_argument("--index", nargs="+", default=list(INDEX_CODES), choices=list(INDEX_CODES),
@@ -50,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(options) -> int:
-    store = check_store(options.store or os.environ.get("QLIB_DATA") or f"{home()}/demo/cn_data")
+    store = check_store(named_store(options.store))
     manager = {"class": "SqliteExpManager", "module_path": "qlib_ext.tracking",
                "kwargs": {"uri": options.uri or f"sqlite:///{home()}/tracking.db", "default_exp_name": options.experiment}}
     qlib.init(provider_uri=str(store), region="cn", exp_manager=manager)

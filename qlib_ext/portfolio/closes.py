@@ -13,6 +13,7 @@ from qlib.log import get_module_logger
 from qlib_ext.data.universe import member_spans, universe_grid
 from qlib_ext.errors import DataError
 from qlib_ext.market_rules import kind_of
+from qlib_ext.portfolio.engine import last_known
 from qlib_ext.portfolio.exchange import Bars, limits
 from qlib_ext.store.metadata import read_metadata
 from qlib_ext.store.schema import INDEX_SIZES
@@ -85,8 +86,7 @@ class Closes:
 
         Adjusted closes, dividends included; suspended stocks return 0. NaN on days without weights the day before.
         """
-        place = np.maximum.accumulate(np.where(self.close > 0, np.arange(len(self.close))[:, None], -1), axis=0)
-        last = np.take_along_axis(self.close, np.maximum(place, 0), axis=0)
+        last = last_known(np.where(self.close > 0, self.close, np.nan))
         found = np.full((len(days), 2), np.nan)
         for row, t in enumerate(np.searchsorted(self.days, np.asarray(days, "datetime64[D]"))):
             weight = np.nan_to_num(self.weights[t - 1]) if t else np.zeros(1)

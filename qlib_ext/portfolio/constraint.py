@@ -114,7 +114,7 @@ class _Named(Constraint):
         widths = {name: self.default for name in self.known(program.case) if self.default is not None}
         widths.update({self.column(name): width for name, width in self.widths.items() if name not in missing})
         for name, width in widths.items():
-            program.band(name, self.name, -width * factor, width * factor)
+            program.band(name, -width * factor, width * factor)
 
 
 class Style(_Named):
@@ -150,7 +150,7 @@ class MemberShare(Constraint):
     def apply(self, program: Program, factor: float = 1.0) -> None:
         case = program.case
         program.column("member_share", case.members.astype(float))
-        program.band("member_share", "member_share", self.share - case.benchmark[case.members].sum(), np.inf)
+        program.band("member_share", self.share - case.benchmark[case.members].sum(), np.inf)
 
 
 class TrackingError(Constraint):

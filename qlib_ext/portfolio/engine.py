@@ -25,6 +25,13 @@ NEAR = 2e-5
 _DAILY = ("close", "buy_price", "sell_price", "factor", "can_buy", "can_sell", "lot_minimum", "lot_step", "duty_buy", "duty_sell")
 
 
+def last_known(values: np.ndarray) -> np.ndarray:
+    """Values ``[t, n]`` with each NaN replaced by the last value before it in its column; NaN before the first."""
+    place = np.where(np.isfinite(values), np.arange(len(values))[:, None], -1)
+    place = np.maximum.accumulate(place, axis=0)
+    return np.where(place < 0, np.nan, np.take_along_axis(values, np.maximum(place, 0), axis=0))
+
+
 @dataclass(frozen=True)
 class Quotes:
     """What can be traded when, and what it costs. Arrays are ``[t, n]`` (day, stock) or broadcast to it; prices are x factor.
@@ -93,9 +100,7 @@ class Quotes:
     @cached_property
     def last_close(self) -> np.ndarray:
         """Close of the day, else the last one before it; NaN before the first. ``[t, n]``"""
-        place = np.where(np.isfinite(self.close), np.arange(len(self.days))[:, None], -1)
-        place = np.maximum.accumulate(place, axis=0)
-        return np.where(place < 0, np.nan, np.take_along_axis(self.close, np.maximum(place, 0), axis=0))
+        return last_known(self.close)
 
     def between(self, start, end) -> Quotes:
         """The days from `start` to `end`, both included.

@@ -104,7 +104,7 @@ class Program:
         self.low, self.high = np.zeros(n), np.ones(n)
         self.invested, self.turnover, self.tracking = (0.0, 1.0), None, None
         self.minimum_position, self.minimum_trade = 0.0, 0.0
-        self._bands: dict[str, tuple[str, float, float]] = {}
+        self._bands: dict[str, tuple[float, float]] = {}
         self._columns = dict(case.extras)
 
     def cap(self, values: np.ndarray) -> None:
@@ -119,9 +119,9 @@ class Program:
         """A further column ``[n]`` for `band`."""
         self._columns[name] = values
 
-    def band(self, name: str, family: str, low: float, high: float) -> None:
+    def band(self, name: str, low: float, high: float) -> None:
         """``low <= x'd <= high`` of a column: a factor, an extra or one of `column`."""
-        self._bands[name] = (family, low, high)
+        self._bands[name] = (low, high)
 
     def close(self) -> "Program":
         """Lay locks over caps, and columns side by side.
@@ -160,9 +160,8 @@ class Program:
         self.names = [*kept, *others, *industries]
         self.dense = np.column_stack([*(case.exposure[:, place[name]] for name in kept), *(self._columns[name] for name in others)]) \
             if kept or others else np.empty((len(case.alpha), 0))
-        free = ("", -np.inf, np.inf)
-        self.families = [self._bands.get(name, free)[0] for name in self.names]
-        self.band_low, self.band_high = (np.array([self._bands.get(name, free)[side] for name in self.names]) for side in (1, 2))
+        free = (-np.inf, np.inf)
+        self.band_low, self.band_high = (np.array([self._bands.get(name, free)[side] for name in self.names]) for side in (0, 1))
         self.risky = np.array([k for k, name in enumerate(self.names) if name in place] if self.needs_risk else [], dtype=int)
         order = [place[self.names[k]] for k in self.risky]
         self.factor_cov = case.factor_cov[np.ix_(order, order)]

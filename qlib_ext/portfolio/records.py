@@ -17,6 +17,7 @@ from qlib.workflow.record_temp import PortAnaRecord
 from qlib_ext.errors import ConfigError
 from qlib_ext.portfolio.closes import Closes
 from qlib_ext.portfolio.engine import Result
+from qlib_ext.portfolio.program import DAYS_A_YEAR
 from qlib_ext.portfolio.strategy import IndexEnhancementStrategy, ScheduledStrategy
 from qlib_ext.report.metrics import excess_figures
 
@@ -135,7 +136,7 @@ class PortfolioRecord(PortAnaRecord):
         certificates = strategy.table("certificates") if isinstance(strategy, ScheduledStrategy) else pd.DataFrame()
         if "tracking_error" in certificates:
             table["forecast tracking error"] = float(certificates["tracking_error"].mean())
-        table["turnover a year"] = float(report["turnover"].sum() / 2 * 252 / len(report))
+        table["turnover a year"] = float(report["turnover"].sum() / 2 * DAYS_A_YEAR / len(report))
         self.recorder.log_metrics(**{f"{name}.{key.replace(' ', '_')}": float(value)
                                      for name, row in table.iterrows() for key, value in row.items() if np.isfinite(value)})
         print(f"{self.name or index or ''} over three benchmarks (excess compounded, after cost unless said; {len(frame)} days):")

@@ -43,7 +43,7 @@ def solve(program: Program, solver: str = "auto") -> Answer:
         SolverError: no solver gave an answer that can be verified.
     """
     direct = (_screened, _whole, _impossible, _precise)
-    ways = {"auto": (*direct, _cvxpy), "clarabel": direct, "cvxpy": (_cvxpy, _impossible)}[solver]
+    ways = {"auto": (*direct, _cvxpy), "clarabel": direct, "cvxpy": (_cvxpy, _refuted, _impossible)}[solver]
     if not (program.low < program.high).any():
         return _fixed(program)
     faults = []
@@ -127,12 +127,15 @@ def _without_objective(program: Program) -> Program:
     return bare
 
 
-def _impossible(program: Program) -> Answer | str:
-    """A proof that there are no weights: Clarabel's own or, where that is too rough, that the least turnover, or tracking error, that all
-    other limits allow is above the limit."""
+def _refuted(program: Program) -> Answer | str:
+    """Clarabel's own proof that there are no weights."""
     found = _whole(program)
-    if isinstance(found, Answer) and found.weights is None:
-        return found
+    return found if isinstance(found, Answer) and found.weights is None else "not refuted"
+
+
+def _impossible(program: Program) -> Answer | str:
+    """A proof that there are no weights where Clarabel's own is too rough: the least turnover, or tracking error, that all other limits
+    allow is above the limit."""
     for limit, least, measure in ((program.turnover, least_turnover, lambda f: -f), (program.tracking, _least_risk,
                                                                                      lambda f: np.sqrt(max(-f, 0)))):
         if limit is not None:
@@ -198,7 +201,7 @@ def _promising(program: Program, free: np.ndarray, held: np.ndarray) -> np.ndarr
 
 @dataclass
 class _Found:
-    """An answer or what is wrong with it; the weights and their bound, None where none were found."""
+    """An answer, or what is wrong with it and the weights found with their bound (None where none were)."""
 
     answer: Answer | str
     weights: np.ndarray | None = None
@@ -216,7 +219,9 @@ def _solve_columns(program: Program, chosen: np.ndarray, tolerance: float = FINE
         if tolerance == ROUGH:
             return _Found("rough", weights, program.bound(prices, np.clip(weights, program.low, program.high)))
         answer, tidy = tidied(program, weights, prices, "clarabel", count)
-        if isinstance(answer, Answer) or not whole or not _proves(program, prices):
+        if isinstance(answer, Answer):
+            return _Found(answer)
+        if not whole or not _proves(program, prices):
             return _Found(answer, tidy, program.bound(prices, tidy))
     if whole and _proves(program, prices):                 # whatever Clarabel calls it
         return _Found(Answer(None, prices, "clarabel", columns=count))

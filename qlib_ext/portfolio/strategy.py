@@ -89,20 +89,34 @@ class ScheduledStrategy(BaseSignalStrategy):
         signal: predictions (``<PRED>``), a (model, dataset), or ``{class: RecorderSignal | BlendedSignal, module_path:
             qlib_ext.portfolio.signal, kwargs}``. rebalance: see `Schedule`.
         risk_degree: share of the account that the weights are fractions of; 1 is fully invested.
+        blacklist: codes that may only be sold. buy_special: stocks in special treatment may be bought. listed_days: trading days since its
+            first bar from which a stock may be bought.
+
+    Raises:
+        ConfigError: a value that is none of these.
     """
 
+    index: str | None = None
     artifact_path: str | None = "portfolio_analysis"
     """Where the tables of decisions go in the recorder that is active when the back-test ends; None: nowhere."""
 
-    def __init__(self, *, signal, rebalance: str | int | Sequence[str] = "week", risk_degree: float = 1.0, trade_exchange=None,
-                 level_infra=None, common_infra=None):
+    def __init__(self, *, signal, rebalance: str | int | Sequence[str] = "week", risk_degree: float = 1.0, blacklist: Sequence[str] = (),
+                 buy_special: bool = False, listed_days: int = 60, trade_exchange=None, level_infra=None, common_infra=None):
         if not 0 < risk_degree <= 1:
             raise ConfigError(f"risk_degree={risk_degree!r}: give a share of the account above 0, at most 1")
+        if isinstance(blacklist, str):
+            raise ConfigError(f"blacklist={blacklist!r}: give a list of codes")
         Schedule(rebalance)
         super().__init__(signal=make_signal(signal), risk_degree=risk_degree, trade_exchange=trade_exchange, level_infra=level_infra,
                          common_infra=common_infra)
-        self.rebalance = rebalance
+        self.rebalance, self.blacklist = rebalance, [str(code) for code in blacklist]
+        self.buy_special, self.listed_days = buy_special, listed_days
         self.begin()
+
+    @cached_property
+    def closes(self) -> Closes:
+        """What is known at each close; with the weights of `index`, where there is one."""
+        return Closes(self.index, self.buy_special, self.listed_days)
 
     def begin(self) -> None:
         """Forget everything of a back-test."""
@@ -309,41 +323,27 @@ class IndexEnhancementStrategy(ScheduledStrategy):
     Args:
         index: universe that is enhanced (``csi300``, ``csi500``, ``csi1000``). optimizer: keywords of `IndexEnhancer`, such as
             ``{preset: meta}`` or ``{constraints: {cap: 0.03, tracking_error: 0.05}, ladder: [..]}``.
-        signal, rebalance, risk_degree: see `ScheduledStrategy`.
         snapshots: folder of risk snapshots; None: those of the store, made where days are missing.
-        blacklist: codes that may only be sold. buy_special: stocks in special treatment may be bought. listed_days: trading days since its
-            first bar from which a stock may be bought.
         infeasible: ``raise``, or ``hold`` to keep the portfolio where even the ladder finds no weights (the certificate says so).
-        scale: times the real index is larger (absolute caps grow); None: as the store says.
+        scale: times the real index is larger (absolute caps grow); None: as the store says. signal, kwargs: see `ScheduledStrategy`.
 
     Raises:
         ConfigError: unknown keywords and names.
     """
 
-    def __init__(self, *, signal, index: str, optimizer: Mapping[str, Any], rebalance: str | int | Sequence[str] = "week",
-                 risk_degree: float = 1.0, snapshots: str | None = None, blacklist: Sequence[str] = (), buy_special: bool = False,
-                 listed_days: int = 60,
-                 infeasible: str = "raise", scale: float | None = None, trade_exchange=None, level_infra=None, common_infra=None):
+    def __init__(self, *, signal, index: str, optimizer: Mapping[str, Any], snapshots: str | None = None, infeasible: str = "raise",
+                 scale: float | None = None, **kwargs):
         if infeasible not in ("raise", "hold"):
             raise ConfigError(f"infeasible={infeasible!r}: choose raise or hold")
-        if isinstance(blacklist, str):
-            raise ConfigError(f"blacklist={blacklist!r}: give a list of codes")
         member_spans(index)
         try:
             self.enhancer = IndexEnhancer(**optimizer)
         except TypeError as error:
             said = str(error).replace("IndexEnhancer.__init__() ", "")
             raise ConfigError(f"optimizer: {said}; it takes the keywords of IndexEnhancer") from error
-        self.index, self.snapshots, self.blacklist = index.lower(), snapshots, [str(code) for code in blacklist]
-        self.buy_special, self.listed_days, self.infeasible = buy_special, listed_days, infeasible
+        self.index, self.snapshots, self.infeasible = index.lower(), snapshots, infeasible
         self.scale = index_scale(self.index) if scale is None else scale
-        super().__init__(signal=signal, rebalance=rebalance, risk_degree=risk_degree, trade_exchange=trade_exchange,
-                         level_infra=level_infra,
-                         common_infra=common_infra)
-
-    @cached_property
-    def closes(self) -> Closes:
-        return Closes(self.index, self.buy_special, self.listed_days)
+        super().__init__(signal=signal, **kwargs)
 
     @cached_property
     def risk(self):
@@ -413,29 +413,18 @@ class TopKStrategy(ScheduledStrategy):
     Args:
         topk: how many; fewer on a store whose index is smaller than the real one. buffer: 0 sells whatever leaves the best.
         universe: candidates are its members of the day; None: all that the signal scores.
-        signal, rebalance, risk_degree, blacklist, buy_special, listed_days: as in `IndexEnhancementStrategy`.
+        signal, kwargs: see `ScheduledStrategy`.
     """
 
-    def __init__(self, *, signal, topk: int, buffer: float = 0.0, universe: str | None = None,
-                 rebalance: str | int | Sequence[str] = "week",
-                 risk_degree: float = 1.0, blacklist: Sequence[str] = (), buy_special: bool = False, listed_days: int = 60,
-                 trade_exchange=None, level_infra=None,
-                 common_infra=None):
+    def __init__(self, *, signal, topk: int, buffer: float = 0.0, universe: str | None = None, **kwargs):
         if isinstance(topk, bool) or not isinstance(topk, int) or topk < 1 or not 0 <= buffer < np.inf:
             raise ConfigError(f"topk={topk!r} must be a whole number above 0, buffer={buffer!r} a number from 0 up")
         if universe is not None:
             member_spans(universe)
             universe = universe.lower()
         self.topk = topk if universe is None else max(round(topk / index_scale(universe)), 1)
-        self.buffer, self.universe, self.blacklist = buffer, universe, [str(code) for code in blacklist]
-        self.buy_special, self.listed_days = buy_special, listed_days
-        super().__init__(signal=signal, rebalance=rebalance, risk_degree=risk_degree, trade_exchange=trade_exchange,
-                         level_infra=level_infra,
-                         common_infra=common_infra)
-
-    @cached_property
-    def closes(self) -> Closes:
-        return Closes(None, self.buy_special, self.listed_days)
+        self.buffer, self.universe = buffer, universe
+        super().__init__(signal=signal, **kwargs)
 
     def target(self, decided, traded, scores, held, exchange) -> pd.Series:
         close = self.closes.at(decided)

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from typing import Mapping, Optional
 
@@ -25,7 +24,7 @@ import pandas as pd
 from qlib_ext.demo.build import read_truth, truth_paths
 from qlib_ext.demo.truth import STATEMENT
 from qlib_ext.errors import ConfigError, DataError, ExtError
-from qlib_ext.home import home
+from qlib_ext.home import named_store
 from qlib_ext.report.metrics import REPORT_MIN_PAIRS, daily_ic, daily_rank_ic, excess_figures, summarize
 from qlib_ext.report.runs import Origin, Run, Runs
 from qlib_ext.store.metadata import read_metadata
@@ -221,7 +220,7 @@ def _members(options) -> Optional[pd.DataFrame]:
         return None
     from qlib_ext.check_data import StoreView
     from qlib_ext.store.metadata import check_store
-    store = StoreView(check_store(options.store or os.environ.get("QLIB_DATA") or f"{home()}/demo/cn_data"))
+    store = StoreView(check_store(named_store(options.store)))
     if options.universe.lower() not in store.universes:
         raise ConfigError(f"universe {options.universe!r} is not in {store.path}; it has {store.universes}")
     return store.spans(options.universe)

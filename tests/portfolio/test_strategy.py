@@ -383,6 +383,7 @@ def run(schedule: Schedule, days: np.ndarray) -> list:
     ({"optimizer": {"preset": "metta"}}, ConfigError, "did you mean meta"), ({"rebalance": "daily"}, ConfigError, "rebalance"),
     ({"signal": "<PRED>"}, ConfigError, "not filled"), ({"risk_degree": 1.2}, ConfigError, "risk_degree"),
     ({"infeasible": "ignore"}, ConfigError, "infeasible"), ({"blacklist": "SH600000"}, ConfigError, "list of codes"),
+    ({"kind": TopKStrategy, "topk": 5, "blacklist": "SH600000"}, ConfigError, "list of codes"),
 ])
 def test_wrong_keywords_are_refused(made, options, error, words):
     with pytest.raises(error, match=words):
