@@ -324,16 +324,16 @@ class _Checker:
         from qlib_ext import check_task as task
         from qlib_ext.check_data import check_embargo
         trims = hasattr(self.classes.get("task.dataset"), "panel")
+        aux = dataset.get("aux") if isinstance(dataset.get("aux"), dict) else {}
+        loaders = {name: self.built.get(f"{place}.aux.{name}") for name in aux}
         if trims:
-            task.check_dataset_values(self.add, place, dataset)
+            task.check_dataset_values(self.add, place, dataset, loaders)
         if handler is None:
             check_embargo(self.add, place, segments, 0, self.store, True, "auto")  # what the label needs is not known
         else:
             task.check_labels(self.add, place, handler, dataset, segments, self.store, trims)
         model = self.built.get("task.model")
         if hasattr(model, "build_net"):
-            aux = dataset.get("aux") if isinstance(dataset.get("aux"), dict) else {}
-            loaders = {name: self.built.get(f"{place}.aux.{name}") for name in aux}
             task.check_model(self.add, model, handler, dataset, loaders, trims)
 
 

@@ -5,17 +5,17 @@ from __future__ import annotations
 import logging
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 
 from qlib_ext.check_data import StoreView, check_embargo
 from qlib_ext.data.leaks import feature_faults, processor_faults
 from qlib_ext.data.loader import MarketStateLoader
-from qlib_ext.data.panel import MISSING_ROWS
+from qlib_ext.data.panel import MISSING_ROWS, Block, Panel
 from qlib_ext.data.segments import label_offset
+from qlib_ext.data.style_loader import StyleColumns
 from qlib_ext.data.winner_loader import JoinedLoader
-from qlib_ext.errors import ConfigError
+from qlib_ext.errors import ConfigError, DataError
 from qlib_ext.factors.market_state import market_state_names
 
 
@@ -70,13 +70,18 @@ def check_labels(add, place: str, handler, dataset: dict, segments: dict, store:
     check_embargo(add, place, segments, ahead, store, trims, embargo)
 
 
-def check_dataset_values(add, place: str, dataset: dict) -> None:
-    """Values that `PanelDatasetH` refuses."""
+def check_dataset_values(add, place: str, dataset: dict, loaders: dict) -> None:
+    """Values that `PanelDatasetH` refuses; `loaders`: the aux loaders by name, None where one could not be made."""
     window, missing_rows = dataset.get("window", 8), dataset.get("missing_rows", "nan")
     if type(window) is not int or window < 1:
         add(f"{place}.window", f"{window!r} is no whole number of days, at least 1", "write 8")
     if missing_rows not in MISSING_ROWS:
         add(f"{place}.missing_rows", f"{missing_rows!r} is unknown", f"choose one of {', '.join(MISSING_ROWS)}")
+    per_stock = sorted(name for name, loader in loaders.items() if loader is None or getattr(loader, "per_stock", False))
+    windows = dataset.get("aux_windows") or []
+    wrong = [name for name in windows if name not in per_stock or name == "stock"] if isinstance(windows, list) else [windows]
+    if wrong:
+        add(f"{place}.aux_windows", f"{wrong} are no aux entries of values per stock (those are {per_stock})", "list some of these")
 
 
 # ---- model against dataset --------------------------------------------------------------------------------------------------
@@ -99,6 +104,8 @@ def market_width(add, where: str, loader) -> int | None:
     if isinstance(loader, JoinedLoader):
         widths = [market_width(add, f"{where}.parts[{number}].kwargs", part) for number, part in enumerate(loader.parts)]
         return None if None in widths else sum(widths)
+    if isinstance(loader, StyleColumns):
+        return _style_width(add, where, loader)
     if not isinstance(loader, MarketStateLoader):  # how many styles there are, the snapshots say
         return None
     if loader.path is None:
@@ -123,6 +130,16 @@ def market_width(add, where: str, loader) -> int | None:
     return len(columns)
 
 
+def _style_width(add, where: str, loader: StyleColumns) -> int | None:
+    try:
+        loader.check()
+    except DataError as error:
+        text, _, advice = str(error).removeprefix("styles: ").rpartition(": ")
+        add(f"{where}.snapshots", text, advice)
+        return None
+    return loader.width()
+
+
 def check_model(add, model, handler, dataset: dict, loaders: dict, has_panel: bool) -> None:
     """The network of a `TorchModel` is built (or read from its checkpoint) for the dataset's widths, and asked for two scores.
 
@@ -140,27 +157,44 @@ def check_model(add, model, handler, dataset: dict, loaders: dict, has_panel: bo
         checkpoint, known = None, False
     else:
         known = True
-    panel = SimpleNamespace(n_features=features, day_aux={name: np.empty((1, width or 1)) for name, width in widths.items()})
+    panel = _bare_panel(dataset, features, {name: width or 1 for name, width in widths.items()}, loaders)
     try:
-        _try_network(model, panel, checkpoint, known, dataset.get("window", 8))
+        _try_network(model, panel, checkpoint, known)
     except Exception as error:
         text, _, advice = str(error).partition(": use ")
         add(where, f"{type(model).__name__} refuses this dataset ({type(error).__name__}: {text})",
             f"use {advice}" if advice else "make model, checkpoint and dataset fit")
 
 
-def _try_network(model, panel, checkpoint, known: bool, window) -> None:
+def _bare_panel(dataset: dict, features: int, widths: dict[str, int], loaders: dict) -> Panel:
+    """A panel of one day without stocks, with the dataset's blocks and aux entries."""
+    window = dataset.get("window", 8)
+    window = window if type(window) is int and window > 0 else 1
+    empty = lambda width: np.full((1, width), np.nan, np.float32)  # noqa: E731
+    windows = [name for name in dataset.get("aux_windows") or () if name in widths]
+    stock_aux = {name: empty(width) for name, width in widths.items() if name in windows or getattr(loaders[name], "per_stock", False)}
+    blocks = {"stock": features, **{name: widths[name] for name in windows}}
+    return Panel(blocks={name: Block(empty(width), window, [""] * width) for name, width in blocks.items()},
+                 rows=np.empty((1, 0), np.int32), days=np.array(["2000-01-03"], "datetime64[D]"), instruments=np.empty(0, str),
+                 universe=np.empty((1, 0), bool), label=empty(1), label_eval=empty(1), label_raw=empty(1), label_names=["LABEL0"],
+                 day_aux={name: empty(width) for name, width in widths.items() if name not in stock_aux}, stock_aux=stock_aux)
+
+
+def _try_network(model, panel: Panel, checkpoint, known: bool) -> None:
     import torch
     sizes = model.sizes(panel)
     if not known:  # only the options that are the network's own
         sizes = {name: model.net_options.get(name) if model.net_options.get(name) is not None else size
                  for name, size in sizes.items()}
     net = model.load_net(checkpoint, sizes) if checkpoint else model.build_net(sizes)
-    wanted = getattr(net, "aux", ())
-    missing = [name for name in wanted if name not in panel.day_aux]
-    if missing:
-        raise ConfigError(f"the network needs aux {missing}, the dataset gives {sorted(panel.day_aux)}: use the dataset's `aux:`")
-    if known and type(window) is int and window > 0:
-        aux = {name: torch.zeros(panel.day_aux[name].shape[1]) for name in wanted}
+    wanted, given = getattr(net, "aux", ()), {**panel.day_aux, **panel.stock_aux}
+    for needy, names in (("the network", wanted), (f"loss {model.rule.loss.name!r}", model.rule.loss.aux)):
+        missing = [name for name in names if name not in given]
+        if missing:
+            raise ConfigError(f"{needy} needs aux {missing}, the dataset gives {sorted(given)}: use the dataset's `aux:`")
+    if known:
+        shape = {name: (2,) if name in panel.stock_aux else () for name in wanted}
+        aux = {name: torch.zeros(*shape[name], given[name].shape[1]) for name in wanted}
+        x = {name: torch.zeros(2, block.window, len(block.columns)) for name, block in panel.blocks.items()}
         with torch.no_grad():
-            net.eval()(torch.zeros(2, window, panel.n_features), **aux)
+            net.eval()(x if len(x) > 1 else x["stock"], **aux)

@@ -27,14 +27,19 @@ from qlib_ext.errors import ConfigError, NotFittedError, ShapeError
 from qlib_ext.models.base import TorchModel
 from qlib_ext.training.rule import forward
 
-DAYS, STOCKS, FEATURES, MARKET, WINDOW = 24, 14, 5, 4, 6
+DAYS, STOCKS, FEATURES, MARKET, WINDOW, STYLES = 24, 14, 5, 4, 6, ["size", "beta", "momentum"]
 ONE, TWO, EMPTY = 9, 10, 11          # days on which one stock, two stocks, nobody is in the universe
+
+LIGHT = {"name": "style_ic", "lam_dev": 0.02, "lam_mom": 0.02}      # at full weight it keeps a label that leans on styles from being fitted
 
 # Small sizes by class name; a class that is not named here is tested with its defaults.
 SMALL = {
     "MASTER": {"published": {"d_model": 16}, "scaled": {"d_model": 16, "scaled_attention": True},
                "fused": {"d_model": 16, "fused_attention": True}, "ungated": {"d_model": 16, "d_market": 0}},
     "GRU": {"small": {"hidden_size": 12}},
+    "ALSTM": {"lstm": {"hidden_size": 12}, "gru": {"hidden_size": 12, "rnn_type": "gru", "num_layers": 1}},
+    "MetaRiskControl": {"sequence": {"hidden_size": 12, "rule": "supervised", "loss": LIGHT},
+                        "head": {"hidden_size": 12, "rule": "supervised", "loss": LIGHT, "style_input": "head", "num_layers": 1}},
     "DeepRisk": {"small": {"factors": 4, "hidden_size": 8, "heads": 2},
                  "few_neighbours": {"factors": 2, "hidden_size": 8, "max_neighbours": 6}},
 }
@@ -53,7 +58,8 @@ def make_panel(seed: int = 0, missing_rows: str = "nan", holes: bool = True) -> 
     if holes:
         values[draw.random(values.shape) < 0.1] = np.nan
         label[draw.random(r + 1) < 0.1] = np.nan
-    values[-1], label[-1] = np.nan, np.nan
+    style = draw.standard_normal((r + 1, len(STYLES))).astype(np.float32)
+    values[-1], label[-1], style[-1] = np.nan, np.nan, np.nan
     universe = draw.random((DAYS, STOCKS)) < (0.9 if holes else 2)
     for day, count in ((ONE, 1), (TWO, 2), (EMPTY, 0)):
         universe[day] = False
@@ -63,7 +69,16 @@ def make_panel(seed: int = 0, missing_rows: str = "nan", holes: bool = True) -> 
                  instruments=np.array([f"SH60{k:04d}" for k in range(STOCKS)]),
                  universe=universe, label=label, label_eval=label, label_raw=label, label_names=["LABEL0"],
                  day_aux={"market": draw.standard_normal((DAYS, MARKET)).astype(np.float32)}, missing_rows=missing_rows,
+                 stock_aux={"style": style}, meta={"aux_columns": {"style": STYLES}},
                  segments={"train": (0, 14), "valid": (14, 18), "test": (18, DAYS)})
+
+
+def panel_for(make, **options) -> Panel:
+    """`make_panel`, with windows of styles for a model that reads them."""
+    panel = make_panel(**options)
+    if make().net_options.get("style_input") == "sequence":
+        panel.blocks["style"] = Block(panel.stock_aux["style"], WINDOW, STYLES)
+    return panel
 
 
 def whole(panel: Panel) -> Panel:
@@ -91,7 +106,7 @@ def same_bits(first: np.ndarray, second: np.ndarray) -> bool:
 
 # ---- the laws -----------------------------------------------------------------------------------------------------------------
 def one_score_a_stock(make):
-    panel = make_panel()
+    panel = panel_for(make)
     model = fitted(make, panel)
     sampler = DaySampler(panel)
     for day in (ONE, TWO, 20):
@@ -106,15 +121,16 @@ def one_score_a_stock(make):
 
 
 def order_of_stocks(make):
-    panel = make_panel()
+    panel = panel_for(make)
     net = copy.deepcopy(fitted(make, panel, epochs=1).net_).double()
     batch = DaySampler(panel).batch(20)
     order = torch.from_numpy(np.random.default_rng(1).permutation(len(batch.stocks)))
     outputs = []
     for chosen in (torch.arange(len(order)), order):
         turned = copy.copy(batch)
-        turned.x, turned.stocks = batch.x[chosen].double(), batch.stocks[chosen.numpy()]
-        turned.aux = {name: value.double() for name, value in batch.aux.items()}
+        blocks = {name: value[chosen].double() for name, value in (batch.x if isinstance(batch.x, dict) else {"stock": batch.x}).items()}
+        turned.x, turned.stocks = blocks if len(blocks) > 1 else blocks["stock"], batch.stocks[chosen.numpy()]
+        turned.aux = {name: (value if value.ndim == 1 else value[chosen]).double() for name, value in batch.aux.items()}
         with torch.no_grad():
             outputs.append(forward(net, turned))
     assert torch.allclose(outputs[0][order], outputs[1], rtol=0, atol=1e-10), "the scores depend on the order of the stocks"
@@ -123,7 +139,7 @@ def order_of_stocks(make):
 
 def no_look_ahead(make):
     for missing_rows in ("nan", "ffill_bfill"):
-        panel = make_panel(missing_rows=missing_rows)
+        panel = panel_for(make, missing_rows=missing_rows)
         model = fitted(make, panel, epochs=1)
         before = scores(model, whole(panel))
         for day in (8, 18, 21):
@@ -132,6 +148,7 @@ def no_look_ahead(make):
             later = later[later >= 0]
             draw = np.random.default_rng(day)
             changed.blocks["stock"].values[later] = 5 * draw.standard_normal((len(later), FEATURES))
+            changed.stock_aux["style"][later] = 5 * draw.standard_normal((len(later), len(STYLES)))
             for labels in (changed.label, changed.label_eval, changed.label_raw):
                 labels[later] = draw.standard_normal((len(later), 1))
             changed.day_aux["market"][day + 1:] = draw.standard_normal((DAYS - day - 1, MARKET))
@@ -142,7 +159,7 @@ def no_look_ahead(make):
 
 
 def other_days(make):
-    panel = make_panel()
+    panel = panel_for(make)
     model = fitted(make, panel, epochs=1)
     together = scores(model, whole(panel))
     for view in ((0, 12), (5, DAYS), (18, 19), (20, 21)):
@@ -153,12 +170,12 @@ def other_days(make):
 
 
 def unknown_inputs(make):
-    panel = make_panel()
+    panel = panel_for(make)
     model = fitted(make, panel)
     dark = copy.deepcopy(panel)
-    values = dark.blocks["stock"].values
-    values[dark.rows[dark.rows[:, 0] >= 0, 0]] = np.nan       # a stock of which nothing is known
-    values[:, 1] = np.nan                                     # a feature nobody has
+    for values in (dark.blocks["stock"].values, dark.stock_aux["style"]):
+        values[dark.rows[dark.rows[:, 0] >= 0, 0]] = np.nan   # a stock of which nothing is known
+        values[:, 1] = np.nan                                 # a feature, or a style, nobody has
     dark.day_aux["market"][20] = np.nan
     dark.day_aux["market"][:, 2] = np.nan
     found = scores(model, whole(dark))
@@ -167,7 +184,7 @@ def unknown_inputs(make):
 
 
 def same_seed(make):
-    panel = make_panel()
+    panel = panel_for(make)
     weights = []
     for noise, seed in ((1, 3), (2, 3), (2, 4)):
         torch.manual_seed(noise)
@@ -179,7 +196,7 @@ def same_seed(make):
 
 
 def pickle_round_trip(make):
-    panel = make_panel()
+    panel = panel_for(make)
     model = fitted(make, panel, epochs=1)
     torch.manual_seed(99)
     copied = pickle.loads(pickle.dumps(model))
@@ -194,7 +211,7 @@ def pickle_round_trip(make):
 
 
 def gradient_everywhere(make):
-    panel = make_panel()
+    panel = panel_for(make)
     net = fitted(make, panel).net_.train()
     sampler, draw = DaySampler(panel), torch.Generator().manual_seed(5)
     for day in panel.scored_days():
@@ -206,7 +223,7 @@ def gradient_everywhere(make):
 
 
 def overfits_one_day(make):
-    panel = make_panel(holes=False)
+    panel = panel_for(make, holes=False)
     panel.segments = {"train": (20, 21)}
     quiet = {"dropout": 0.0} if "dropout" in inspect.signature(type(make()).__init__).parameters else {}
     panel.label = panel.label_eval = panel.label / np.nanstd(panel.label)
@@ -252,7 +269,7 @@ def variants() -> list:
 
 def test_discovery_finds_the_models():
     names = {kind.__name__ for kind in discover()}
-    assert {"MASTER", "GRU", "DeepRisk"} <= names
+    assert {"MASTER", "GRU", "DeepRisk", "ALSTM", "MetaRiskControl"} <= names
     assert set(SMALL) <= names, "SMALL names a class that is gone"
 
 

@@ -77,11 +77,16 @@ def environment(market, published, tmp_path, monkeypatch):
     return tmp_path
 
 
+BENCHMARK = {"csi300": "SH000300", "csi500": "SH000905", "csi1000": "SH000852"}
+
+
 def test_all_workflows_are_there():
     names = {path.stem for path in WORKFLOWS}
+    kinds = ("meta_master", "meta_risk_control", "gru", "baseline_gru", "baseline_lightgbm", "baseline_lightgbm_enhanced",
+             "rolling_lightgbm")
     for index in ("csi300", "csi500", "csi1000"):
-        assert {f"{kind}_{index}" for kind in ("meta_master", "gru", "baseline_gru", "baseline_lightgbm", "baseline_lightgbm_enhanced")} <= names
-    assert "master_published_csi300" in names
+        assert {f"{kind}_{index}" for kind in kinds} <= names
+    assert {"meta_master_all", "master_published_csi300", "ensemble_gru_csi300"} <= names
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
@@ -96,16 +101,18 @@ def test_workflows_hold_together(path, environment):
     config = load_workflow(path)
     market, task = config["market"], config["task"]
     assert path.stem.endswith(market) and config["experiment_name"] == path.stem
-    assert config["benchmark"] == {"csi300": "SH000300", "csi500": "SH000905", "csi1000": "SH000852"}[market]
     assert config["qlib_init"]["provider_uri"] == os.environ["QLIB_DATA"]
     assert config["qlib_init"]["exp_manager"]["kwargs"]["uri"] == f"sqlite:///{os.environ['QLIB_EXT_HOME']}/tracking.db"
-    portfolio = task["record"][-1]["kwargs"]["config"]
-    assert portfolio["backtest"]["benchmark"] == config["benchmark"]
-    exchange = portfolio["backtest"]["exchange_kwargs"]
-    if "exchange" in exchange:
-        assert exchange["exchange"]["kwargs"]["costs"] == "broker" and portfolio["strategy"]["kwargs"]["index"] == market
-    else:
-        assert exchange["close_cost"] == 0.0015
+    portfolios = [record["kwargs"]["config"] for record in task["record"] if "config" in record["kwargs"]]
+    held = ["csi300", "csi500", "csi1000"] if market == "all" else [market]
+    assert [one["backtest"]["benchmark"] for one in portfolios] == [BENCHMARK[index] for index in held]
+    assert config.get("benchmark", BENCHMARK.get(market)) == BENCHMARK.get(market)
+    for index, portfolio in zip(held, portfolios):
+        exchange = portfolio["backtest"]["exchange_kwargs"]
+        if "exchange" in exchange:
+            assert exchange["exchange"]["kwargs"]["costs"] == "broker" and portfolio["strategy"]["kwargs"]["index"] == index
+        else:
+            assert exchange["close_cost"] == 0.0015
     handler = task["dataset"]["kwargs"]["handler"]["kwargs"]
     assert handler["drop_raw"] is True and "ProcessInf" not in json.dumps(handler, default=str)
     if "universe" in task["dataset"]["kwargs"]:
@@ -136,6 +143,20 @@ def test_the_main_workflows_see_indices_and_recent_winners(environment, index):
     assert [part["class"] for part in parts] == ["MarketStateLoader", "WinnerStyleLoader"]
     for kwargs in (part["kwargs"] for part in parts):
         assert [kwargs["fit_start_time"], kwargs["fit_end_time"]] == dataset["segments"]["train"]
+
+
+@pytest.mark.parametrize("plain, wrapped, options", [
+    *((f"baseline_lightgbm_{index}", f"rolling_lightgbm_{index}", {"step": 60, "window": "expanding"})
+      for index in ("csi300", "csi500", "csi1000")), ("gru_csi300", "ensemble_gru_csi300", {"seeds": [0, 1, 2], "average": "rank"})])
+def test_wrapped_models_are_those_of_the_plain_workflows(environment, plain, wrapped, options):
+    """Same model, data and records, so that a comparison shows retraining, or averaging, alone."""
+    plain, wrapped = (load_workflow(ROOT / "workflows" / f"{name}.yaml")["task"] for name in (plain, wrapped))
+    assert wrapped["dataset"] == plain["dataset"] and wrapped["record"] == plain["record"]
+    inner = wrapped["model"]["kwargs"].pop("model")
+    assert wrapped["model"]["kwargs"] == options
+    if "seeds" in options:
+        plain["model"]["kwargs"]["trainer"].pop("seed")
+    assert inner == plain["model"]
 
 
 def test_sizes_come_from_the_environment(environment, monkeypatch):
@@ -185,6 +206,19 @@ def test_deep_risk_ends_in_a_snapshot_store(environment):
     assert shot.factors == ("country", *(f"deep_{k:02d}" for k in range(10))) and len(shot.instruments) == STOCKS
     assert len(store.days) > 1500 and "epoch 1: train_loss" in done.stdout and "rank_ic" not in done.stdout
     assert len(list((environment / "home" / "artifacts" / "deep_risk").glob("*/artifacts/risk/risk_snapshots.pkl"))) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, said, members", [("rolling_lightgbm_csi300", "task 9 of 9:", []),
+                                                 ("ensemble_gru_csi300", "member 3 of 3:", ["seed_0", "seed_1", "seed_2"])])
+def test_retrained_and_averaged_models_run_to_their_end(environment, name, said, members):
+    done = qrun(name, environment)
+    runs = Runs(f"sqlite:///{environment / 'home'}/tracking.db")
+    run = runs.named(name)
+    loaded = runs.load(run, name)
+    assert compare([loaded], min_pairs=STOCKS).loc[name, "days"] == 516 and loaded.score.notna().all() and said in done.stdout
+    assert list(runs.members(run)) == members and runs.label_expression(run).startswith("Ref($close, -6)")
+    assert not [file for kind in ("rolling", "ensembles", "fits") for file in (environment / "home" / kind).glob("*")]
 
 
 def test_main_workflow_runs_to_its_end_from_another_folder(environment, monkeypatch):

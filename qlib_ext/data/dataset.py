@@ -39,7 +39,9 @@ class PanelDatasetH(DatasetH):
         universe: market name; who is sampled and scored on a day. None = everybody who was loaded.
         window: days in a window.
         missing_rows: what a window shows where a stock has no row: ``nan``, or ``ffill_bfill`` (see `Panel`).
-        aux: name -> configuration of a loader with ``load(days) -> (values [t, m], names)``, e.g. the market's state.
+        aux: name -> configuration of a loader with ``load(days) -> (values [t, m], names)``, e.g. the market's state, or, where it
+            says ``per_stock = True``, ``load(days, instruments) -> (values [t, n, k], names)``, e.g. style exposures.
+        aux_windows: names of per-stock entries that are inputs too: windows of them stand beside the features, as blocks.
         embargo: ``auto`` = the label's furthest look ahead; a number of trading days may only be larger.
         keep_frames: False frees Qlib's frames as soon as the panel is made; `prepare` then serves the raw label only.
 
@@ -51,7 +53,7 @@ class PanelDatasetH(DatasetH):
 
     def __init__(self, handler, segments: dict, universe: str | None = None, window: int = 8, missing_rows: str = "nan",
                  aux: dict | None = None, embargo: str | int = "auto", keep_frames: bool = True, fetch_kwargs: dict | None = None,
-                 **unknown):
+                 aux_windows: list[str] | None = None, **unknown):
         if unknown:
             valid = sorted(set(inspect.signature(PanelDatasetH.__init__).parameters) - {"self", "unknown"})
             raise ConfigError(f"PanelDatasetH does not take {sorted(unknown)}; valid keywords: {valid}")
@@ -66,7 +68,11 @@ class PanelDatasetH(DatasetH):
         check_store(C.dpm.get_data_uri("day"))
         self.universe, self.window, self.missing_rows = universe, window, missing_rows
         self.embargo, self.keep_frames = embargo, keep_frames
-        self.aux = _aux_loaders(aux or {})
+        self.aux, self.aux_windows = _aux_loaders(aux or {}), list(aux_windows or [])
+        for name in self.aux_windows:
+            if not getattr(self.aux.get(name), "per_stock", False) or name == "stock":
+                raise ConfigError(f"aux_windows names {name!r}, which is no loader of values per stock in aux ({sorted(self.aux)}): name "
+                                  "one")
         handler, loaded = _unloaded(handler)
         refuse(processor_faults(handler))
         refuse(feature_faults(_expressions(handler, "feature") or []))
@@ -162,10 +168,12 @@ class PanelDatasetH(DatasetH):
         days, instruments = index.days, index.instruments
         universe = np.ones(index.rows.shape, bool) if self.universe is None else universe_grid(days, instruments, self.universe)
         segments = {name: _loaded_span(name, pair, days) for name, pair in self.segments.items()}
-        panel = Panel(blocks={"stock": block}, rows=index.rows, days=days, instruments=instruments, universe=universe, label=label,
-                      label_eval=label_eval, label_raw=label_raw, label_names=[str(c) for c in learned.columns],
-                      day_aux={name: np.asarray(loader.load(days)[0], np.float32) for name, loader in self.aux.items()},
-                      missing_rows=self.missing_rows, segments=segments, meta=self._facts(days))
+        day_aux, stock_aux, columns = _load_aux(self.aux, index)
+        windows = {name: Block(stock_aux[name], self.window, columns[name]) for name in self.aux_windows}
+        panel = Panel(blocks={"stock": block, **windows}, rows=index.rows, days=days, instruments=instruments, universe=universe,
+                      label=label, label_eval=label_eval, label_raw=label_raw, label_names=[str(c) for c in learned.columns],
+                      day_aux=day_aux, stock_aux=stock_aux, missing_rows=self.missing_rows, segments=segments,
+                      meta={**self._facts(days), "aux_columns": columns})
         for name in segments:
             if len(panel.view(name).scored_days()) == 0:
                 raise DataError(f"segment {name!r}: no stock of universe {self.universe!r} has a row; check instruments, universe and "
@@ -330,6 +338,24 @@ def _aux_loaders(aux: dict) -> dict:
         if callable(getattr(loaders[name], "check", None)):
             loaders[name].check()
     return loaders
+
+
+def _load_aux(loaders: dict, index: _RowIndex) -> tuple[dict, dict, dict]:
+    """Values per day ``[t, m]`` and per stock ``[r+1, k]`` in the rows of an index, float32, and the names of their columns."""
+    day_aux, stock_aux, columns = {}, {}, {}
+    for name, loader in loaders.items():
+        per_stock = getattr(loader, "per_stock", False)
+        values, names = loader.load(index.days, index.instruments) if per_stock else loader.load(index.days)
+        values, columns[name] = np.asarray(values, np.float32), [str(column) for column in names]
+        expected = index.rows.shape + (len(names),) if per_stock else (len(index.days), len(names))
+        if values.shape != expected or np.isinf(values).any():
+            raise DataError(f"aux {name!r}: {type(loader).__name__} gave {values.shape} for {expected}, or infinite values")
+        if per_stock:
+            stock_aux[name] = np.full((len(index.index) + 1, len(names)), np.nan, np.float32)
+            stock_aux[name][:-1] = values[index.day, index.stock]
+        else:
+            day_aux[name] = values
+    return day_aux, stock_aux, columns
 
 
 def _unloaded(handler):

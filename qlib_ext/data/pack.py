@@ -97,7 +97,8 @@ def _arrays(panel: Panel, dtype: str) -> dict[str, np.ndarray]:
             raise DataError(f"block {name!r} holds values beyond 65504, which float16 cannot hold; pack as float32, or normalise")
         arrays[f"block.{name}"] = block.values.astype(dtype, copy=False)
     arrays.update({f"day_aux.{name}": values for name, values in panel.day_aux.items()})
-    arrays.update({f"stock_aux.{name}": values for name, values in panel.stock_aux.items()})
+    shared = {name for name, block in panel.blocks.items() if block.values is panel.stock_aux.get(name)}   # windows of an aux entry
+    arrays.update({f"stock_aux.{name}": values for name, values in panel.stock_aux.items() if name not in shared})
     arrays["header"] = np.frombuffer(json.dumps(header).encode(), dtype=np.uint8)
     return arrays
 
@@ -114,7 +115,8 @@ def _panel(stored) -> Panel:
     return Panel(blocks=blocks, rows=rows, days=stored["days"].astype("datetime64[D]"), instruments=stored["instruments"],
                  universe=universe, label=stored["label"], label_eval=stored["label_eval"], label_raw=stored["label_raw"],
                  label_names=header["label_names"], day_aux={k: stored[f"day_aux.{k}"] for k in header["day_aux"]},
-                 stock_aux={k: stored[f"stock_aux.{k}"] for k in header["stock_aux"]}, missing_rows=header["missing_rows"],
+                 stock_aux={k: stored[f"stock_aux.{k}"] if f"stock_aux.{k}" in stored.files else blocks[k].values
+                            for k in header["stock_aux"]}, missing_rows=header["missing_rows"],
                  segments={k: tuple(v) for k, v in header["segments"].items()}, meta=header["meta"])
 
 

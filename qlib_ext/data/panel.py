@@ -146,10 +146,33 @@ class Panel:
     def labelled_days(self) -> np.ndarray:
         """Day positions of this view on which at least two stocks carry a label of the kind its batches show."""
         label = self.label if self.training else self.label_eval
-        labelled = np.isfinite(label).any(axis=1)
-        days = self.scored_days()
-        count = [np.count_nonzero(labelled[self.rows[day, self.stocks(day)]]) for day in days]
-        return days[np.asarray(count, dtype=int) >= 2] if len(days) else days
+        first, last = self.span
+        labelled = np.isfinite(label).any(axis=1)       # False in the last row, which is that of absent stocks
+        count = (labelled[self.rows[first:last]] & self.universe[first:last]).sum(axis=1)
+        return first + np.flatnonzero(count >= 2)
+
+    def position(self, day) -> int:
+        """Position of a trading day.
+
+        Raises:
+            DataError: the day was not loaded.
+        """
+        day = np.datetime64(day, "D")
+        place = int(np.searchsorted(self.days, day))
+        if place == len(self.days) or self.days[place] != day:
+            raise DataError(f"{day} is no day of the panel ({self.days[0]} .. {self.days[-1]}): load a span that holds it")
+        return place
+
+    @property
+    def label_reach(self) -> int:
+        """Trading days from t to the last close that the label of t needs: when it becomes known.
+
+        Raises:
+            ConfigError: the panel does not say (``meta["embargo"]``).
+        """
+        if "embargo" not in self.meta:
+            raise ConfigError("the panel does not say when its labels become known: give meta={'embargo': <trading days>}")
+        return int(self.meta["embargo"])
 
     def window_rows(self, day: int, stocks: np.ndarray, window: int) -> np.ndarray:
         """Rows ``[n, l]`` of the windows that end on ``day``; r (the NaN row) where nothing is known."""
@@ -175,8 +198,8 @@ class Panel:
     def nbytes(self) -> int:
         """Bytes held by the arrays."""
         arrays = [b.values for b in self.blocks.values()] + list(self.day_aux.values()) + list(self.stock_aux.values())
-        labels = {id(a): a for a in (self.label, self.label_eval, self.label_raw)}.values()
-        return sum(a.nbytes for a in [*arrays, *labels, self.rows, self.lookup, self.universe])
+        arrays += [self.label, self.label_eval, self.label_raw, self.rows, self.lookup, self.universe]
+        return sum(a.nbytes for a in {id(a): a for a in arrays}.values())
 
 
 def window_lookup(rows: np.ndarray, absent: int, missing_rows: str) -> np.ndarray:

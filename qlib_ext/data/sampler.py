@@ -18,7 +18,7 @@ class Batch:
     ``x`` ``[n, l, f]`` (or a dict of blocks when the panel has several), ``y`` ``[n, h]`` labels for the loss (NaN = none),
     ``mask`` ``[n, h]`` bool = finite label, ``y_raw`` ``[n, h]`` raw labels, ``day`` position, ``date`` datetime64[D],
     ``stocks`` ``[n]`` positions in the panel's instruments, ``aux`` name -> ``[m]`` (per day) or ``[n, k]`` (per stock).
-    Stocks without a label stay in it.
+    Stocks without a label stay in it. ``columns`` names the columns of aux entries, where the panel knows them.
     """
 
     x: torch.Tensor | dict[str, torch.Tensor]
@@ -29,6 +29,7 @@ class Batch:
     date: np.datetime64
     stocks: np.ndarray
     aux: dict[str, torch.Tensor] = field(default_factory=dict)
+    columns: dict[str, list[str]] = field(default_factory=dict)
 
 
 class DaySampler:
@@ -74,7 +75,7 @@ class DaySampler:
         aux = {name: values[day] for name, values in self._day_aux.items()}
         aux.update({name: values.index_select(0, row).float() for name, values in self._stock_aux.items()})
         return Batch(x=x if len(x) > 1 else next(iter(x.values())), y=y, mask=torch.isfinite(y), y_raw=self._raw.index_select(0, row),
-                     day=int(day), date=panel.days[day], stocks=stocks, aux=aux)
+                     day=int(day), date=panel.days[day], stocks=stocks, aux=aux, columns=panel.meta.get("aux_columns", {}))
 
     def _gather(self, name: str, day: int, stocks: np.ndarray) -> torch.Tensor:
         block = self.panel.blocks[name]

@@ -209,6 +209,6 @@ def _loader(place: str, config):
             raise
         except Exception as error:  # Qlib gives what the import or the call raised
             raise ConfigError(f"JoinedLoader: {place} cannot be made ({type(error).__name__}: {error})") from error
-    if not callable(getattr(config, "load", None)):
+    if not callable(getattr(config, "load", None)) or getattr(config, "per_stock", False):
         raise ConfigError(f"JoinedLoader: {place} is a {type(config).__name__}, which has no load(days)")
     return config

@@ -40,7 +40,7 @@ PAY_L = 0.0242
 PAY_G = 0.00045
 PAY_Y = 0.00021
 STATE_TILT = 0.5
-ROTATION_YEARS = 4.0
+ROTATION_YEARS = 8.0
 MEAN_RETURN = 0.0005
 LABEL = "Ref($close,-6)/Ref($close,-1)-1"
 LABEL_LAGS = (1, 2, 3, 4, 5)
@@ -78,10 +78,14 @@ def order_products(marks: np.ndarray) -> np.ndarray:
 
 
 def payoff_path(days: np.ndarray, drift: bool = False, null: bool = False) -> np.ndarray:
-    """Pay-off factors [t, parts] on days datetime64[D]: 1; with `drift` sqrt(1 + cos) of the date, a fifth of a turn apart for
-    each part, mean square 1 over four years, the same for every seed; with `null` 0."""
+    """Pay-off factors [t, parts] on days datetime64[D]: 1; with `drift` (1 + cos) / sqrt(1.5) of the date, a fifth of a turn apart for
+    each part, mean square 1 over a turn and over the parts of a day, the same for every seed; with `null` 0.
+
+    A turn takes eight years, so that what paid best in four years of training pays least in the two that follow a year later: who
+    knows the mean pay-offs of 2018-2021 alone has .5 to .6 of the best possible IC in 2023-2024.
+    """
     turn = (days - np.datetime64("2015-01-01")).astype(float)[:, None] / (365.25 * ROTATION_YEARS)
-    path = np.sqrt(np.maximum(1.0 + np.cos(2.0 * np.pi * (turn + np.arange(len(PARTS)) / len(PARTS))), 0.0))
+    path = (1.0 + np.cos(2.0 * np.pi * (turn + np.arange(len(PARTS)) / len(PARTS)))) / np.sqrt(1.5)
     return np.zeros_like(path) if null else path if drift else np.ones_like(path)
 
 

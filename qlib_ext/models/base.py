@@ -24,7 +24,8 @@ from qlib_ext.data.sampler import DaySampler
 from qlib_ext.errors import ConfigError, DataError, NotFittedError, ShapeError
 from qlib_ext.home import home
 from qlib_ext.training.loss import make_loss
-from qlib_ext.training.rule import make_rule, one_score
+from qlib_ext.training.protocol import make_rule
+from qlib_ext.training.rule import one_score
 from qlib_ext.training.trainer import History, Trainer, pick_device
 
 try:
@@ -54,9 +55,12 @@ class TorchModel(Model):
     Args:
         net_options: the network's keywords; sizes that are None follow the dataset.
         loss: name, or ``{name: ..., option: value}`` (`qlib_ext.training.loss`).
-        rule: how it learns (`qlib_ext.training.rule`): ``supervised``.
+        rule: how it learns, by name or as ``{name: ..., option: value}`` (`qlib_ext.training.protocol`): ``static``
+            (= ``supervised``), ``rolling_retrain``, ``incremental``, ``maml``, ``doubleadapt``.
         trainer: options of `qlib_ext.training.trainer.Trainer`.
         checkpoint: weights to start from; with ``trainer: {epochs: 0}`` they are used as they are.
+        online_state: file that `save_online` wrote, e.g. ``online_state.pt`` of an earlier run's recorder: nothing is fitted, the online
+            phase goes on from there (`load_online`).
 
     NaN in the inputs become 0 before the network: 0 is the median after `RobustZScoreNorm`. A score is made for every stock of the
     dataset's universe with a row on the day, labelled or not. Learned: `net_`, `history_`, `sizes_`. A pickle holds options and a
@@ -69,15 +73,15 @@ class TorchModel(Model):
 
     net_class: type[torch.nn.Module]
 
-    def __init__(self, net_options: dict, loss="mse", rule: str = "supervised", trainer: dict | None = None,
-                 checkpoint: str | None = None, **unknown):
+    def __init__(self, net_options: dict, loss="mse", rule="supervised", trainer: dict | None = None,
+                 checkpoint: str | None = None, online_state: str | None = None, **unknown):
         super().__init__()
         if unknown:
-            own = [set(inspect.signature(c.__init__).parameters) for c in (type(self), TorchModel)]
+            own = [set(inspect.signature(kind.__init__).parameters) for kind in type(self).__mro__ if issubclass(kind, TorchModel)]
             valid = set().union(*own) - {"self", "net_options", "options", "unknown"}
             raise ConfigError(f"{type(self).__name__} does not take {sorted(unknown)}; valid keywords: {sorted(valid)}")
         self.net_options = dict(net_options)
-        self.options = {"loss": loss, "rule": rule, "trainer": dict(trainer or {}), "checkpoint": checkpoint}
+        self.options = {"loss": loss, "rule": rule, "trainer": dict(trainer or {}), "checkpoint": checkpoint, "online_state": online_state}
         check_keywords(f"{type(self).__name__}'s trainer", self.options["trainer"], Trainer.__init__)
         self.trainer = Trainer(**self.options["trainer"])
         self.rule = make_rule(rule, make_loss(loss))
@@ -142,24 +146,36 @@ class TorchModel(Model):
         """`fit` on a panel (see there)."""
         if "train" not in panel.segments:
             raise ConfigError(f"no segment 'train' in {sorted(panel.segments)}")
+        if self.options["online_state"]:
+            return self.load_online(self.options["online_state"], panel)
         started = time.perf_counter()
         train = panel.view("train", training=True)
         valid = panel.view("valid") if "valid" in panel.segments else None
         sizes = self.sizes(panel)
-        torch.manual_seed(self.trainer.seed)
-        checkpoint = self.options["checkpoint"]
-        net = self.load_net(checkpoint, sizes) if checkpoint else self.build_net(sizes)
+        make_net = self._net_maker(sizes)
+        net = make_net()
+        self.rule.attach(self.trainer, make_net, panel)
         recorder = _active_recorder()
         with _state_file(self._fit_key(panel, net), self.trainer) as state_file:
-            history = self.trainer.fit(net, self.rule, train, valid, state_file, on_epoch=_epoch_logger(recorder))
-        self.net_, self.sizes_, self.history_ = net.cpu().eval(), sizes, history
+            history = self.trainer.fit(net, self.rule, train, valid, state_file, _epoch_logger(recorder), keep_state=True)
+            self.rule.finish(net, panel, state_file and state_file.parent)
+        self.rule.to(torch.device("cpu"))
+        self.net_, self.sizes_, self.history_, self.trained_on_ = net.cpu().eval(), sizes, history, _facts_of(panel)
         self.run_card_ = self._run_card(panel, time.perf_counter() - started)
         _save_card(recorder, self)
         return self
 
+    def _net_maker(self, sizes: dict[str, int]):
+        """Makes networks with the weights a fit begins with."""
+        def make_net() -> torch.nn.Module:
+            torch.manual_seed(self.trainer.seed)
+            checkpoint = self.options["checkpoint"]
+            return self.load_net(checkpoint, sizes) if checkpoint else self.build_net(sizes)
+        return make_net
+
     def _fit_key(self, panel: Panel, net) -> str:
         options = {key: value for key, value in self.options["trainer"].items() if key not in ("progress", "threads", "resume")}
-        kinds = [type(self), self.net_class, type(self.rule), type(self.rule.loss)]
+        kinds = [type(self), self.net_class, *(kind for part in (self.rule, self.rule.loss) for kind in type(part).__mro__[:-1])]
         content = [[f"{kind.__module__}.{kind.__qualname__}" for kind in kinds], [_source(kind) for kind in kinds], __version__,
                    torch.__version__, self.net_options, {**self.options, "trainer": options}, panel.meta, panel.segments]
         digest = hashlib.blake2b(json.dumps(content, sort_keys=True, default=repr).encode(), digest_size=16)
@@ -189,12 +205,14 @@ class TorchModel(Model):
             NotFittedError: before `fit`.
             ShapeError: the panel's widths are not those of the fit.
             ConfigError: the device of the configuration is not on this machine.
+            What the rule raises (`OnlineRule.predict`).
         """
         if not hasattr(self, "net_"):
             raise NotFittedError(f"{type(self).__name__} has no weights yet: call fit, or load a saved model")
         self.check_sizes("in memory", self.sizes_, self.sizes(panel))
         device = pick_device(self.trainer.device_name)
         net, column = self.net_.to(device), getattr(self.rule.loss, "horizon", None)
+        self.rule.to(device)
         days, stocks, scores = [], [], []
         try:
             for batch, output in self.rule.predict(net, DaySampler(panel, device)):
@@ -203,6 +221,7 @@ class TorchModel(Model):
                 scores.append((one_score(output, column) if self.rule.loss.scores else output).cpu().numpy())
         finally:
             self.net_ = net.cpu()
+            self.rule.to(torch.device("cpu"))
         if not days:
             return np.empty(0, int), np.empty(0, int), np.empty(0, np.float32)
         return np.concatenate(days), np.concatenate(stocks), np.concatenate(scores)
@@ -217,6 +236,7 @@ class TorchModel(Model):
 
         panel = _panel_of(dataset, segment)
         days, stocks, scores = self.predict_panel(panel)
+        _keep_online(_active_recorder(), self)
         index = pd.MultiIndex.from_arrays([pd.DatetimeIndex(panel.days[days].astype("datetime64[ns]")), panel.instruments[stocks]],
                                           names=["datetime", "instrument"])
         return pd.Series(scores, index=index, name="score").sort_index()
@@ -227,7 +247,7 @@ class TorchModel(Model):
         if hasattr(self, "net_"):
             weights = {name: value.cpu().numpy() for name, value in self.net_.state_dict().items()}
             state.update(sizes=self.sizes_, weights=weights, rule=self.rule.state_dict(), history=vars(self.history_),
-                         run_card=self.run_card_)
+                         run_card=self.run_card_, trained_on=self.trained_on_)
         return state
 
     def __setstate__(self, state: dict) -> None:
@@ -239,12 +259,13 @@ class TorchModel(Model):
             options = {**options, "trainer": {**options["trainer"], "device": "auto"}}
         TorchModel.__init__(self, state["net_options"], **options)
         if "weights" in state:
-            self.sizes_, self.run_card_ = state["sizes"], state["run_card"]
+            self.sizes_, self.run_card_, self.trained_on_ = state["sizes"], state["run_card"], state["trained_on"]
             self.history_ = History(**state["history"])
             self.net_ = self.build_net(self.sizes_)
             weights = {name: torch.from_numpy(np.array(value)) for name, value in state["weights"].items()}
             self.net_.load_state_dict(weights)
             self.net_.eval()
+            self.rule.attach(self.trainer, self._net_maker(self.sizes_), None)
             self.rule.load_state_dict(state["rule"])
 
     def save(self, path: str | Path) -> None:
@@ -255,13 +276,74 @@ class TorchModel(Model):
         """
         if not hasattr(self, "net_"):
             raise NotFittedError(f"{type(self).__name__} has nothing to save before fit")
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        content = {"class": type(self).__name__, "net_options": self.net_options, "sizes": self.sizes_,
-                   "weights": self.net_.state_dict(), "run_card": json.dumps(self.run_card_, default=repr)}
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
-        torch.save(content, aside)
-        aside.replace(path)
+        _write_aside(Path(path), {"class": type(self).__name__, "net_options": self.net_options, "sizes": self.sizes_,
+                                  "weights": self.net_.state_dict(), "run_card": json.dumps(self.run_card_, default=repr)})
+
+
+    # ---- going on ---------------------------------------------------------------------------------------------------------
+    def save_online(self, path: str | Path) -> None:
+        """Where the online phase of the last `predict` stands: weights, adapters, optimiser and last task in one file.
+
+        Raises:
+            NotFittedError: nothing was scored online.
+        """
+        begun = getattr(self.rule, "begun", None)
+        if not hasattr(self, "net_") or begun is None:
+            raise NotFittedError(f"{type(self).__name__} has scored nothing online: fit with an online rule and predict first")
+        _write_aside(Path(path), {"made_by": self._online_facts(), "sizes": self.sizes_, "begun": begun})
+
+    def load_online(self, path: str | Path, panel: Panel) -> "TorchModel":
+        """Goes on from a file of `save_online`: days from its last task on are scored as one run over all days would score them.
+
+        Args:
+            panel: the same data with days appended; it must hold the supports of the last two tasks and their windows.
+
+        Raises:
+            DataError: no such file, or data that differ. ConfigError: a rule that does not learn online; a file made with another
+                configuration (what differs is named). ShapeError: other widths.
+        """
+        if not hasattr(self.rule, "continue_from"):
+            raise ConfigError(f"rule {self.options['rule']!r} has no online state: choose incremental, maml or doubleadapt")
+        stored = read_checkpoint(path)
+        if not {"made_by", "sizes", "begun"} <= set(stored):
+            raise DataError(f"{path} was not written by save_online")
+        self.trained_on_ = _facts_of(panel)
+        mine, theirs = self._online_facts(), stored["made_by"]
+        differ = {key: f"{theirs.get(key)} there, {mine.get(key)} here" for key in sorted({*mine, *theirs}) if mine.get(key) != theirs.get(key)}
+        if differ:
+            raise ConfigError(f"the online state {path} was made with another configuration ({'; '.join(f'{k}: {v}' for k, v in differ.items())}): "
+                              "use the same, or fit anew")
+        self.sizes_ = self.sizes(panel)
+        self.check_sizes(path, stored["sizes"], self.sizes_)
+        self.rule.attach(self.trainer, self._net_maker(self.sizes_), panel)
+        self.net_ = self.build_net(self.sizes_)
+        self.net_.load_state_dict(self.rule.continue_from(stored["begun"]))
+        self.net_.eval()
+        self.history_ = History()
+        self.run_card_ = self._run_card(panel, 0.0)
+        return self
+
+    def _online_facts(self) -> dict[str, str]:
+        """What must not change between two runs that make one."""
+        trainer = {k: v for k, v in self.options["trainer"].items() if k not in ("progress", "threads", "resume", "device", "epochs", "patience",
+                                                                                 "days_per_epoch", "metric")}
+        facts = {"model": type(self).__name__, "net_options": self.net_options, "loss": self.options["loss"], "rule": self.options["rule"],
+                 "trainer": trainer, **self.trained_on_}
+        return {name: json.dumps(value, sort_keys=True, default=repr) for name, value in facts.items()}
+
+
+def _facts_of(panel: Panel) -> dict:
+    """Columns and settings of a panel that its days do not change."""
+    settings = {name: value for name, value in panel.meta.items() if name not in ("store", "loaded")}
+    return {"columns": {name: list(block.columns) for name, block in panel.blocks.items()},
+            "windows": {name: block.window for name, block in panel.blocks.items()}, "missing_rows": panel.missing_rows, **settings}
+
+
+def _write_aside(path: Path, content: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    torch.save(content, aside)
+    aside.replace(path)
 
 
 def read_checkpoint(path: str | Path) -> dict:
@@ -342,3 +424,18 @@ def _save_card(recorder, model: TorchModel) -> None:
         model.save(net)
         for file in (card, net):
             recorder.save_objects(local_path=str(file))
+
+
+def _keep_online(recorder, model: TorchModel) -> None:
+    """The online state and a row for each task, beside the predictions."""
+    report = getattr(model.rule, "report", None)
+    if recorder is None or not report:
+        return
+    columns = list(dict.fromkeys(name for row in report for name in row))
+    with tempfile.TemporaryDirectory() as folder:
+        state, table = Path(folder, "online_state.pt"), Path(folder, "online_tasks.csv")
+        model.save_online(state)
+        table.write_text("\n".join([",".join(columns), *(",".join(str(row.get(name, "")) for name in columns) for row in report)]) + "\n")
+        for file in (state, table):
+            recorder.save_objects(local_path=str(file))
+    recorder.log_metrics(**{name: value for name, value in model.rule.figures().items() if np.isfinite(value)})

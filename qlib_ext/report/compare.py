@@ -9,6 +9,9 @@ Signal columns come from the artefacts `pred.pkl` and `label.pkl`, portfolio col
   drawdown is the largest fall of W; turnover is the mean per day of (bought + sold) / account.
 - Excess over a price index is flattered by the dividends that adjusted prices carry.
 - Runs on a generated market say so, with the best possible figures: those of the true expected return on the very same pairs.
+- Runs of one experiment, those named in one `--group`, and with `--members` the members of an ensemble are a group (seeds): mean and
+  standard deviation of their figures. Groups are tested against `--baseline` by the Newey-West t of the daily difference of the
+  groups' mean IC.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from pathlib import Path
 from typing import Mapping, Optional
 
 import numpy as np
@@ -25,13 +29,21 @@ from qlib_ext.demo.build import read_truth, truth_paths
 from qlib_ext.demo.truth import STATEMENT
 from qlib_ext.errors import ConfigError, DataError, ExtError
 from qlib_ext.home import named_store
-from qlib_ext.report.metrics import REPORT_MIN_PAIRS, daily_ic, daily_rank_ic, excess_figures, summarize
+from qlib_ext.report.choice import DEFAULT_LAG, add_members, choose, headings_of, is_strict, lag_of, row_names, seed_groups
+from qlib_ext.report.metrics import REPORT_MIN_PAIRS, excess_figures, summarize
+from qlib_ext.report.paired import PAIRED, daily_correlations, group_figures, paired_table
 from qlib_ext.report.runs import Origin, Run, Runs
 from qlib_ext.store.metadata import read_metadata
 
 LABEL_TOLERANCE = 1e-5
 SIGNAL = ("IC", "ICIR", "RankIC", "RankICIR", "days", "pairs")
 PORTFOLIO = ("excess a year", "IR", "drawdown", "turnover")
+GROUPED = ("IC", "ICIR", "RankIC", "RankICIR", "excess a year", "IR")
+_STYLE = {**{name: "{:.4f}".format for name in ("IC", "RankIC", "IC difference", "RankIC difference")},
+          **{name: "{:.3f}".format for name in ("ICIR", "RankICIR", "turnover")},
+          **{name: "{:.2f}".format for name in ("IR", "IC t", "RankIC t")},
+          **{name: "{:.2%}".format for name in ("excess a year", "drawdown")},
+          **{name: "{:.0f}".format for name in ("days", "pairs", "dropped", "runs", "paired days")}}
 
 
 def common_pairs(runs: list[Run], members: Optional[pd.DataFrame] = None) -> tuple[pd.DataFrame, dict[str, int]]:
@@ -90,9 +102,8 @@ def _same_labels(labels: pd.DataFrame) -> None:
 
 def signal_figures(table: pd.DataFrame, name: str, min_pairs: int = REPORT_MIN_PAIRS) -> dict[str, float]:
     """IC, ICIR, RankIC, RankICIR, days and pairs of one score column of `common_pairs`; days with fewer pairs are left out."""
-    day = pd.factorize(table.index.get_level_values("datetime"), sort=True)[0]
-    score, label = table[name].to_numpy(), table["label"].to_numpy()
-    plain, rank = (summarize(f(score, label, day, min_pairs)) for f in (daily_ic, daily_rank_ic))
+    daily = daily_correlations(table, name, min_pairs)
+    plain, rank = (summarize(daily[kind].to_numpy()) for kind in PAIRED)
     return {"IC": plain["mean"], "ICIR": plain["icir"], "RankIC": rank["mean"], "RankICIR": rank["icir"], "days": plain["n"],
             "pairs": len(table)}
 
@@ -125,11 +136,22 @@ def compare(runs: list[Run], members: Optional[pd.DataFrame] = None, min_pairs: 
 
 def format_table(table: pd.DataFrame) -> str:
     """The comparison as text."""
-    style = {**{name: "{:.4f}".format for name in ("IC", "RankIC")},
-             **{name: "{:.3f}".format for name in ("ICIR", "RankICIR", "turnover")},
-             "IR": "{:.2f}".format, "excess a year": "{:.2%}".format, "drawdown": "{:.2%}".format,
-             **{name: "{:.0f}".format for name in ("days", "pairs", "dropped")}}
-    return table.to_string(formatters=style, na_rep="-")
+    return table.to_string(formatters=_STYLE, na_rep="-")
+
+
+def format_groups(table: pd.DataFrame) -> str:
+    """The groups as text: mean +- standard deviation of every figure, then the paired tests, where there are any."""
+    shown = pd.DataFrame({"runs": table["runs"]})
+    for name in GROUPED:
+        mean, spread = (table[column].map(lambda value, form=_STYLE[name]: form(value) if np.isfinite(value) else "-")
+                        for column in (name, f"{name} std"))
+        shown[name] = mean.where(spread == "-", mean + " +- " + spread)
+    text = shown.to_string()
+    if "paired days" in table:
+        tests = table.loc[table["paired days"].notna(), [column for column in table if column.startswith(("IC ", "RankIC ", "paired"))
+                                                         and not column.endswith("std")]]
+        text += "\n\n" + format_table(tests)
+    return text
 
 
 def generated_statement(origins: Mapping[str, Origin], table: pd.DataFrame, min_pairs: int) -> list[str]:
@@ -181,40 +203,6 @@ def _store_now(origin: Origin) -> Optional[dict]:
     return metadata if same else None
 
 
-def _names(runs: Runs, chosen: list) -> Mapping[str, object]:
-    """Row names: the experiment, with the beginning of the recorder id where that is not enough."""
-    experiments = [runs.experiment_of(run) for run in chosen]
-    return {name if experiments.count(name) == 1 else f"{name} {run.info.run_id[:8]}": run for name,
-            run in zip(experiments, chosen)}
-
-
-def _choose(runs: Runs, options) -> list:
-    chosen = [runs.named(name) for name in options.run]
-    for name in options.experiment or []:
-        chosen += runs.finished(name)
-    if options.last:
-        chosen += runs.finished()[:1]
-    if not (options.run or options.experiment or options.last):
-        latest = {}
-        for run in runs.finished():
-            if run.info.experiment_id not in latest and runs.complete(run):
-                latest[run.info.experiment_id] = run
-        chosen = list(latest.values())
-    if not chosen:
-        raise DataError(f"{runs.uri} has no finished run with predictions: run a workflow first")
-    return list({run.info.run_id: run for run in chosen}.values())
-
-
-def _groups(runs: Runs, chosen: Mapping[str, object], loaded: Mapping[str, Run]) -> dict[str, list[str]]:
-    """Names of runs that can share a table: heading (universe, first and last scored day) -> names."""
-    groups = {}
-    for name, run in chosen.items():
-        days = loaded[name].score.index.get_level_values("datetime")
-        span = f"{days.min():%Y-%m-%d} to {days.max():%Y-%m-%d}" if len(days) else "no days"
-        groups.setdefault(f"{runs.universe(run)}, {span}", []).append(name)
-    return dict(sorted(groups.items()))
-
-
 def _members(options) -> Optional[pd.DataFrame]:
     if options.universe is None:
         return None
@@ -234,6 +222,13 @@ def main(arguments: list[str] | None = None) -> int:
                              "one table for each universe and test span")
     parser.add_argument("--experiment", action="append", metavar="NAME",
                         help="all finished runs of an experiment (may be repeated)")
+    parser.add_argument("--group", action="append", metavar="NAME=RUN,RUN",
+                        help="runs that differ in their seeds (may be repeated); runs of one experiment are a group by themselves")
+    parser.add_argument("--members", action="store_true", help="the members of ensembles too, as a group")
+    parser.add_argument("--baseline", metavar="GROUP",
+                        help="test the daily IC of the other groups against this one (an experiment's name, or that of a --group)")
+    parser.add_argument("--lag", type=int,
+                        help=f"of the Newey-West t; default: days over which labels overlap, {DEFAULT_LAG} where unknown")
     parser.add_argument("--last", action="store_true", help="the run finished last")
     parser.add_argument("--universe", help="keep members of this index only (read from --store)")
     parser.add_argument("--store", help="store for --universe; default QLIB_DATA, else the demo market")
@@ -251,14 +246,18 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _report(options) -> int:
     """Tables of the runs asked for; without any asked for, one table for each universe and test span."""
-    runs, strict = Runs(options.uri), bool(options.run or options.experiment or options.last)
+    runs, strict = Runs(options.uri), is_strict(options)
     for line in [] if strict else runs.unusable():
         print(line)
-    chosen = _names(runs, _choose(runs, options))
-    loaded = {name: runs.load(run, name) for name, run in chosen.items()}
-    groups = {"": list(chosen)} if strict else _groups(runs, chosen, loaded)
-    members, tables, status = _members(options), {}, 0
-    for heading, names in groups.items():
+    chosen = row_names(runs, choose(runs, options))
+    loaded, seeds = {name: runs.load(run, name) for name, run in chosen.items()}, seed_groups(runs, options, chosen)
+    rows = add_members(runs, chosen, loaded, seeds) if options.members else chosen
+    if options.baseline is not None and options.baseline not in seeds:
+        raise ConfigError(f"--baseline {options.baseline!r} is not among the groups {list(seeds)}")
+    lag = lag_of(runs, options, chosen) if options.baseline else 0
+    headings = {"": list(rows)} if strict else headings_of(runs, rows, loaded)
+    members, tables, grouped, status = _members(options), {}, {}, 0
+    for heading, names in headings.items():
         if heading:
             print(f"\n== {heading}")
         try:
@@ -272,16 +271,44 @@ def _report(options) -> int:
         print(format_table(table))
         pairs = int(table["pairs"].iloc[0])
         pair_table, _ = common_pairs([loaded[name] for name in names], members)
-        statements = generated_statement({name: runs.origin(chosen[name]) for name in names}, pair_table, options.min_pairs)
+        own = [name for name in names if name in chosen]
+        statements = generated_statement({name: runs.origin(chosen[name]) for name in own}, pair_table, options.min_pairs)
         tables[heading] = table.assign(data="; ".join(statements))
         for line in statements:
             print(line)
         print(f"Every row on the same {pairs} pairs of (day, stock, raw label); 'dropped' counts the others a run had.")
-        for name in names:
+        mine = {group: [row for row in found if row in names] for group, found in seeds.items() if set(found) & set(names)}
+        if options.group or options.baseline in mine or max(map(len, mine.values())) > 1:
+            grouped[heading] = _report_groups(mine, table, pair_table, options, lag)
+        for name in own:
             print(f"{name}: {runs.describe(chosen[name])}")
     print("ICIR per day; excess after cost, compounded relative to the benchmark; turnover = (bought + sold) / account per day.")
-    if options.csv and tables:
-        several = len(tables) > 1
-        frames = [table.assign(group=heading) if several else table for heading, table in tables.items()]
-        pd.concat(frames).rename_axis("run").to_csv(options.csv)
+    _write(options.csv, tables, "run")
+    _write(options.csv and f"{Path(options.csv).with_suffix('')}_groups{Path(options.csv).suffix}", grouped, "group")
     return status
+
+
+def _report_groups(groups: Mapping[str, list[str]], table: pd.DataFrame, pair_table: pd.DataFrame, options,
+                   lag: int) -> pd.DataFrame:
+    """Print and answer the groups' figures, with paired tests where the baseline is among them."""
+    found = group_figures(table[list(GROUPED)], groups)
+    tested = options.baseline in groups and len(groups) > 1
+    if tested:
+        days = {row: daily_correlations(pair_table, row, options.min_pairs) for rows in groups.values() for row in rows}
+        found = found.join(paired_table(days, groups, options.baseline, lag))
+    print(f"\nGroups, mean +- standard deviation over their runs:\n{format_groups(found)}")
+    if tested:
+        print(f"Differences: mean over days of the group's mean IC (RankIC) less that of {options.baseline}; t by Newey and West, "
+              f"lag {lag}.")
+    for group, rows in groups.items():
+        same = [row for number, row in enumerate(rows) if any(pair_table[row].equals(pair_table[other]) for other in rows[:number])]
+        if same:
+            print(f"{group}: {', '.join(same)} scores as an earlier run of the group does: its spread is too small")
+    return found
+
+
+def _write(path: Optional[str], tables: Mapping[str, pd.DataFrame], kind: str) -> None:
+    if path and tables:
+        several = len(tables) > 1
+        frames = [table.assign(heading=heading) if several else table for heading, table in tables.items()]
+        pd.concat(frames).rename_axis(kind).to_csv(path)

@@ -144,6 +144,23 @@ class Runs:
         report = None if paths[REPORT] is None else pd.read_pickle(paths[REPORT])
         return Run(name, score, label, report)
 
+    def members(self, run) -> dict[str, pd.Series]:
+        """Scores of an ensemble's members, name -> Series on (datetime, instrument); empty for another run."""
+        places = {file.path: self._path(run, file.path) for file in self.client.list_artifacts(run.info.run_id, "members")}
+        found = {re.fullmatch(r"members/pred_(.+)\.pkl", place): path for place, path in sorted(places.items()) if path is not None}
+        return {match.group(1): _first_column(pd.read_pickle(path)) for match, path in found.items() if match}
+
+    def label_expression(self, run) -> Optional[str]:
+        """The label (the first of several) of a run card or a task; None where neither names it."""
+        card, task = self._path(run, "run_card.json"), self._path(run, "task")
+        found = None if card is None else (json.loads(card.read_text()).get("panel") or {}).get("label")
+        if not found and task is not None:
+            handler = ((pd.read_pickle(task).get("dataset") or {}).get("kwargs") or {}).get("handler")
+            found = (handler.get("kwargs") or {}).get("label") if isinstance(handler, dict) else None
+        while isinstance(found, (list, tuple)) and found:  # [[expressions], [names]], [expressions], or one
+            found = found[0]
+        return found if isinstance(found, str) else None
+
     def origin(self, run) -> Origin:
         """What data a run read: from its tags, else (a run of another tracking manager) from its configuration and run card."""
         from qlib_ext.tracking import TAG

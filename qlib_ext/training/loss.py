@@ -1,4 +1,4 @@
-"""Losses by name: objects `(output, batch) -> scalar` that see one day and never an unlabelled stock.
+"""Losses by name: objects `(output, batch, earlier) -> scalar` that see one day and never an unlabelled stock.
 
 Axis letters: n stock of the day, s labelled stock of the day, h label horizon.
 
@@ -12,6 +12,7 @@ Common contract of every loss here
 - A day on which no horizon has two labelled stocks gives a zero that is attached to the graph (its gradient is zero everywhere),
   so a training step on such a day is harmless.
 - Labels are used as they are given: normalise them per day before (`CSZScoreNorm` in the learning table).
+- `earlier` is for losses that compare two days (`Loss.lag`); the others ignore it.
 - The value does not depend on the order of the stocks. Half-precision outputs are lifted to float32 first.
 """
 
@@ -25,128 +26,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from qlib_ext.errors import ConfigError, ShapeError
-
-MIN_LABELLED = 2
-"""Labelled stocks a day needs before it contributes to a loss."""
-
-_VARIANCE_FLOOR = 1e-12
-
-
-def rank_average(values: Tensor) -> Tensor:
-    """Ranks 1..s of a vector `[s]`, ties at their average rank; no gradient, no NaN allowed in the input."""
-    _, inverse, counts = torch.unique(values.detach(), sorted=True, return_inverse=True, return_counts=True)
-    last = torch.cumsum(counts, dim=0)
-    dtype = values.dtype if values.is_floating_point() else torch.float32
-    middle = last.to(dtype) - (counts.to(dtype) - 1) / 2
-    return middle[inverse]
-
-
-def rank_fraction(values: Tensor) -> Tensor:
-    """`p_i = (rank_i - 1) / (s - 1)` in [0, 1] of a vector `[s]`, s >= 2; 1 for the largest, ties share their average."""
-    return (rank_average(values) - 1) / (values.shape[0] - 1)
-
-
-def pearson(prediction: Tensor, label: Tensor) -> Tensor:
-    """Pearson correlation of two vectors `[s]`, differentiable in `prediction`; 0 where either is constant.
-
-    The variance of the prediction carries a floor of 1e-12, which keeps the gradient finite at a constant prediction.
-    """
-    centred = label - label.mean()
-    if bool(label.max() == label.min()):
-        return prediction[:0].sum()
-    centred = centred / centred.pow(2).mean().sqrt()
-    deviation = prediction - prediction.mean()
-    return (deviation * centred).mean() / (deviation.pow(2).mean() + _VARIANCE_FLOOR).sqrt()
-
-
-def soft_rank(prediction: Tensor, temperature: float) -> Tensor:
-    """Differentiable ranks `r_i = 1/2 + sum_j sigmoid((z_i - z_j) / temperature)` of a vector `[s]`, z its z-score.
-
-    The z-score makes the temperature independent of the scale of the prediction. As the temperature goes to zero the soft ranks
-    go to the average-tie ranks. Memory grows with s squared.
-
-    Source: pairwise sigmoid approximation of ranks, Qin, Liu and Li 2010 (a general approximation framework for ranking
-    measures).
-    """
-    deviation = prediction - prediction.mean()
-    standard = deviation / (deviation.pow(2).mean() + _VARIANCE_FLOOR).sqrt()
-    return torch.sigmoid((standard[:, None] - standard[None, :]) / temperature).sum(dim=1) + 0.5
-
-
-class Loss:
-    """Base of all losses; a child gives `name` and `day_loss`.
-
-    Args:
-        horizon: column of the label to learn; None learns all of them, column by column of the output.
-
-    Raises:
-        ConfigError: when `horizon` is not None or an integer from 0 on.
-    """
-
-    name = ""
-    scores = True  # whether the output is a score, which validation may correlate with labels
-
-    def __init__(self, horizon: Optional[int] = None) -> None:
-        if horizon is not None and (isinstance(horizon, bool) or not isinstance(horizon, int) or horizon < 0):
-            raise ConfigError(f"loss {self.name!r}: horizon must be None or an integer from 0 on, got {horizon!r}")
-        self.horizon = horizon
-
-    def day_loss(self, prediction: Tensor, label: Tensor) -> Tensor:
-        """Loss of one day and one horizon: `prediction [s]`, `label [s]`, both complete, s >= 2; a scalar."""
-        raise NotImplementedError
-
-    def __call__(self, output: Tensor, batch: Any) -> Tensor:
-        """The loss of a day.
-
-        Args:
-            output: scores `[n]` or `[n, h]`.
-            batch: has `y [n, h]` (NaN where unlabelled) and `mask [n, h]` (bool).
-
-        Raises:
-            ShapeError: when the shapes do not fit, or `output [n]` meets several horizons and no `horizon` was chosen.
-        """
-        output, label, mask = self._columns(output, batch.y, batch.mask)
-        if output.dtype in (torch.float16, torch.bfloat16):
-            output = output.float()
-        parts = []
-        for column in range(label.shape[1]):
-            chosen = torch.nonzero(mask[:, column]).squeeze(1)
-            if chosen.shape[0] >= MIN_LABELLED:
-                prediction = output[:, column].index_select(0, chosen)
-                parts.append(self.day_loss(prediction, label[:, column].index_select(0, chosen).to(prediction.dtype)))
-        if not parts:
-            return output[:0].sum()
-        return parts[0] if len(parts) == 1 else torch.stack(parts).mean()
-
-    def _columns(self, output: Tensor, label: Tensor, mask: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
-        """Bring output, label and mask to one shape `[n, columns]`, or say why they do not fit."""
-        said = f"loss {self.name!r}: output {tuple(output.shape)}, label {tuple(label.shape)}, mask {tuple(mask.shape)}"
-        if label.dim() != 2 or mask.shape != label.shape or mask.dtype != torch.bool:
-            raise ShapeError(f"{said} ({mask.dtype}): label must be [n, h] and mask a bool [n, h]")
-        if output.dim() not in (1, 2) or output.shape[0] != label.shape[0]:
-            raise ShapeError(f"{said}: output must be [n] or [n, h] with the same stocks as the label")
-        if output.dim() == 1:
-            output = output[:, None]
-        if self.horizon is None:
-            if output.shape[1] != label.shape[1]:
-                raise ShapeError(f"{said}: the output has {output.shape[1]} column(s), the label {label.shape[1]}; "
-                                 "give the network one output per horizon or choose one with `horizon`")
-            return output, label, mask
-        if self.horizon >= label.shape[1]:
-            raise ShapeError(f"{said}: horizon {self.horizon} is not among the {label.shape[1]} label column(s)")
-        one = slice(self.horizon, self.horizon + 1)
-        if output.shape[1] not in (1, label.shape[1]):
-            raise ShapeError(f"{said}: with `horizon` the output must have 1 or {label.shape[1]} columns")
-        return (output if output.shape[1] == 1 else output[:, one]), label[:, one], mask[:, one]
-
-    def _positive(self, **values: float) -> None:
-        for key, value in values.items():
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
-                raise ConfigError(f"loss {self.name!r}: {key} must be a number above 0, got {value!r}")
-
-    def __repr__(self) -> str:
-        inner = ", ".join(f"{key}={value!r}" for key, value in sorted(vars(self).items()))
-        return f"{type(self).__name__}({inner})"
+from qlib_ext.training.measure import VARIANCE_FLOOR, Loss, pearson, rank_average, rank_fraction, soft_rank
+from qlib_ext.training.style_loss import StyleIC
 
 
 class MSE(Loss):
@@ -280,7 +161,7 @@ class CCC(Loss):
         deviation, centred = prediction - prediction.mean(), label - label.mean()
         covariance = (deviation * centred).mean()
         distance = deviation.pow(2).mean() + centred.pow(2).mean() + (prediction.mean() - label.mean()).pow(2)
-        return 1 - 2 * covariance / (distance + _VARIANCE_FLOOR)
+        return 1 - 2 * covariance / (distance + VARIANCE_FLOOR)
 
 
 class Huber(Loss):
@@ -316,11 +197,10 @@ class ExplainedVariance(Loss):
 
     def __init__(self, penalty: float = 0.01) -> None:
         super().__init__(None)
-        if isinstance(penalty, bool) or not isinstance(penalty, (int, float)) or penalty < 0:
-            raise ConfigError(f"loss {self.name!r}: penalty must be a number from 0 on, got {penalty!r}")
+        self._positive(zero=True, penalty=penalty)
         self.penalty = float(penalty)
 
-    def __call__(self, output: Tensor, batch: Any) -> Tensor:
+    def __call__(self, output: Tensor, batch: Any, earlier: Optional[Tuple[Tensor, Any]] = None) -> Tensor:
         """The loss of a day: `output [n, k]`, `batch.y [n, h]`, `batch.mask [n, h]`; horizons of fewer than k + 2 stocks are left out."""
         label, mask = batch.y, batch.mask
         if output.dim() != 2 or label.dim() != 2 or mask.shape != label.shape or len(output) != len(label) or mask.dtype != torch.bool:
@@ -358,7 +238,7 @@ class ExplainedVariance(Loss):
         return torch.linalg.cholesky(squared + self.ridge * count[..., None, None] * eye)
 
 
-LOSSES = {kind.name: kind for kind in (MSE, WeightedMSE, IC, RankIC, CCC, Huber, ExplainedVariance)}
+LOSSES = {kind.name: kind for kind in (MSE, WeightedMSE, IC, RankIC, CCC, Huber, ExplainedVariance, StyleIC)}
 """The losses a configuration can name."""
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Callable, Iterator
 
 import numpy as np
 import torch
+from torch.func import functional_call
 
 from qlib_ext.data.panel import Panel
 from qlib_ext.data.sampler import Batch, DaySampler
@@ -15,28 +18,78 @@ from qlib_ext.errors import ConfigError, ShapeError
 class Rule:
     """One way to learn from a panel.
 
-    A rule may own parameters (adapters) and state of its own; the trainer optimises `parameters()` beside the network's,
-    saves `state_dict()` with each epoch, and evaluates on a copy of the state.
+    A rule may own modules (adapters) and state of its own; the trainer optimises `groups()` beside the network's parameters,
+    saves `state_dict()` with each epoch, and validates as the rule predicts.
+
+    Attributes:
+        optimizer: the optimiser of the fit that is running, else None.
+        trainer, make_net: set by `attach`.
     """
+
+    optimizer: torch.optim.Optimizer | None = None
+    trainer = None
 
     def __init__(self, loss):
         self.loss = loss
 
+    def attach(self, trainer, make_net, panel: Panel | None) -> None:
+        """Called by the model before a fit, and after it was opened from a file (`panel` is None then).
+
+        Args:
+            trainer: whose optimiser, clipping and seed are used outside of its loop too.
+            make_net: makes a network with the initial weights of the seed.
+            panel: everything that was loaded.
+        """
+        self.trainer, self.make_net = trainer, make_net
+
+    def check(self, reach: int | None, lengths: dict[str, int]) -> None:
+        """What cannot work is said before anything is loaded.
+
+        Args:
+            reach: trading days from t to the last close that the label of t needs; None: not known.
+            lengths: trading days of each segment.
+
+        Raises:
+            ConfigError: it cannot.
+        """
+
+    def at(self, epochs: float | None) -> None:
+        """How many epochs are done, fractions included; None: training is over, or validation runs."""
+        self.loss.at(epochs)
+
     def units(self, panel: Panel) -> np.ndarray:
-        """What one step consumes, e.g. day positions ``[u]``."""
+        """What one step of the epoch that `at` named consumes, e.g. day positions ``[u]``."""
         raise NotImplementedError
 
-    def step(self, net: torch.nn.Module, sampler: DaySampler, unit) -> torch.Tensor:
-        """The scalar loss of one unit, attached to the graph."""
+    def unit_days(self) -> int:
+        """Days in a unit of the epoch that `at` named."""
+        return 1
+
+    def first_epoch(self) -> int:
+        """The epoch from which patience counts; it begins from the best weights so far."""
+        return 0
+
+    def step(self, net: torch.nn.Module, sampler: DaySampler, unit) -> float:
+        """Adds the gradient of one unit's loss to the parameters' `grad`; returns the loss."""
         raise NotImplementedError
 
     def predict(self, net: torch.nn.Module, sampler: DaySampler) -> Iterator[tuple[Batch, torch.Tensor]]:
         """Yields (batch, output) for every scored day of the sampler's panel, in order of time, without gradients."""
         raise NotImplementedError
 
-    def parameters(self) -> list[torch.nn.Parameter]:
-        """Parameters of the rule itself."""
+    def finish(self, net: torch.nn.Module, panel: Panel, folder: Path | None) -> None:
+        """What is to be done once the fit is over; `folder` keeps unfinished work."""
+
+    def figures(self) -> dict[str, float]:
+        """Numbers of the last `predict`, for the epoch's row."""
+        return {}
+
+    def groups(self) -> list[dict]:
+        """Parameter groups of the rule itself, as a torch optimiser takes them."""
         return []
+
+    def to(self, device: torch.device) -> None:
+        """Moves what the rule owns."""
 
     def state_dict(self) -> dict:
         """What a resumed fit needs beside the network."""
@@ -47,16 +100,17 @@ class Rule:
 
 
 class SupervisedRule(Rule):
-    """One labelled day a step: loss of the network's output on the day against the day's labels."""
+    """One labelled day a step: loss of the network's output on the day against the day's labels. The weights stay what they are."""
 
-    def units(self, panel: Panel) -> np.ndarray:
+    def units(self, panel):
         """Positions of the labelled days, ``[u]``."""
         return panel.labelled_days()
 
     def step(self, net, sampler, unit):
-        """Loss on day ``unit``."""
-        batch = sampler.batch(unit)
-        return self.loss(forward(net, batch), batch)
+        """Gradient of the loss on day ``unit``."""
+        loss = day_loss(self.loss, sampler, unit, lambda batch: forward(net, batch))
+        loss.backward()
+        return loss.item()
 
     def predict(self, net, sampler):
         """Scores of every day, whatever other days are scored."""
@@ -68,22 +122,27 @@ class SupervisedRule(Rule):
             yield batch, output
 
 
-RULES = {"supervised": SupervisedRule}
+def day_loss(loss, sampler: DaySampler, day: int, output_of: Callable[[Batch], torch.Tensor],
+             target: Callable[[Batch], Batch] | None = None) -> torch.Tensor:
+    """The loss of a day, of the day and the one `loss.lag` days before where the loss compares them.
 
-
-def make_rule(name: str, loss) -> Rule:
-    """A rule by name.
-
-    Raises:
-        ConfigError: unknown name (valid ones are listed).
+    Args:
+        output_of: the network's output on a batch; the earlier one carries no gradient unless ``loss.unfreeze``.
+        target: the batch whose labels are learnt, where they are not the day's own.
     """
-    if name not in RULES:
-        raise ConfigError(f"rule {name!r} is unknown; choose one of {sorted(RULES)}")
-    return RULES[name](loss)
+    batch, earlier = sampler.batch(day), None
+    if loss.lag and day >= loss.lag and len(sampler.panel.stocks(day - loss.lag)):
+        before = sampler.batch(day - loss.lag)
+        with torch.set_grad_enabled(loss.unfreeze and torch.is_grad_enabled()):
+            earlier = output_of(before), before
+    return loss(output_of(batch), batch if target is None else target(batch), earlier)
 
 
-def forward(net: torch.nn.Module, batch: Batch) -> torch.Tensor:
+def forward(net: torch.nn.Module, batch: Batch, weights: dict[str, torch.Tensor] | None = None) -> torch.Tensor:
     """The network on one day: NaN inputs become 0 (the median after robust scaling), aux entries the network names are passed.
+
+    Args:
+        weights: parameters by name that stand in for the network's own.
 
     Returns:
         ``[n]`` scores, or ``[n, k]``.
@@ -97,10 +156,16 @@ def forward(net: torch.nn.Module, batch: Batch) -> torch.Tensor:
     if missing:
         raise ConfigError(f"{type(net).__name__} needs aux {missing}, the dataset gives {sorted(batch.aux)}: "
                           "name it under the dataset's `aux:`")
-    output = net(_fill(batch.x), **{name: _fill(batch.aux[name]) for name in wanted})
+    call = net if weights is None else partial(_with_weights, net, weights)
+    output = call(fill(batch.x), **{name: fill(batch.aux[name]) for name in wanted})
     if output.shape[:1] != (len(batch.stocks),):
         raise ShapeError(f"{type(net).__name__} returned {tuple(output.shape)} for {len(batch.stocks)} stocks")
     return output
+
+
+def trainable(net: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """The parameters that learn, by name."""
+    return {name: parameter for name, parameter in net.named_parameters() if parameter.requires_grad}
 
 
 def one_score(output: torch.Tensor, horizon: int | None) -> torch.Tensor:
@@ -110,7 +175,12 @@ def one_score(output: torch.Tensor, horizon: int | None) -> torch.Tensor:
     return output[:, horizon] if horizon is not None and output.shape[1] > 1 else output.mean(dim=1)
 
 
-def _fill(x):
+def _with_weights(net, weights, x, **aux):
+    return functional_call(net, weights, (x,), aux)
+
+
+def fill(x):
+    """Inputs with 0 for NaN; a dict of them for several blocks."""
     if isinstance(x, dict):
-        return {name: _fill(value) for name, value in x.items()}
+        return {name: fill(value) for name, value in x.items()}
     return torch.where(torch.isnan(x), torch.zeros((), dtype=x.dtype, device=x.device), x)

@@ -18,7 +18,7 @@ from qlib_ext.data.panel import Panel
 from qlib_ext.data.sampler import DaySampler, epoch_order
 from qlib_ext.errors import ConfigError, DataError
 from qlib_ext.report.metrics import ic, rank_ic
-from qlib_ext.training.rule import Rule, one_score
+from qlib_ext.training.rule import Rule, one_score, trainable
 
 METRICS = {"rank_ic": 1.0, "ic": 1.0, "loss": -1.0}
 
@@ -40,12 +40,14 @@ class Trainer:
         optimizer: name of a `torch.optim` class that takes lr and weight_decay, any case (``adam``, ``adamw``, ``sgd`` ...).
         lr, weight_decay: passed to it.
         epochs: at most this many; 0 keeps the weights as they are.
-        patience: stop after this many epochs without a better validation metric; None never stops.
+        patience: stop after this many epochs without a better validation metric, not counting those in which a rule pretrains; None
+            never stops.
         metric: ``rank_ic`` or ``ic`` (mean over validation days, against raw labels, larger is better) or ``loss``.
         clip_value, clip_norm: clip each gradient element, or the global norm; None = off.
         seed: of initial weights (the caller's), order of days and dropout. Same seed and machine, same result.
         device: ``auto`` (cuda, else mps, else cpu), ``cpu``, ``cuda:k``, ``mps``.
-        days_per_epoch: a random subset of this many units each epoch; None = all.
+        days_per_epoch: a random subset of this many days each epoch (of tasks with about as many days, where the rule learns from
+            tasks); None = all.
         progress: show a bar.
         threads: torch CPU threads; None leaves them.
         resume: keep the state of the last epoch on disk until the fit ends, and go on from it.
@@ -75,13 +77,14 @@ class Trainer:
         pick_device(device)
 
     def fit(self, net: torch.nn.Module, rule: Rule, train: Panel, valid: Panel | None = None, state_file: Path | None = None,
-            on_epoch: Callable[[int, dict], None] | None = None) -> History:
+            on_epoch: Callable[[int, dict], None] | None = None, keep_state: bool = False) -> History:
         """Train `net` in place; afterwards it holds the weights of the best epoch (of the last one without `valid`).
 
         Args:
             net: moved to the device.
             train, valid: views; the training view must have been made with ``training=True``.
             state_file: where the state of the last finished epoch is kept until the fit ends; a state found there is resumed.
+            keep_state: leave the file behind: the same fit, called again, is over at once.
             on_epoch: called as ``on_epoch(epoch, metrics)`` after every epoch, e.g. to log into a recorder; a resumed fit calls it
                 for the epochs before the interruption too.
 
@@ -95,8 +98,8 @@ class Trainer:
             torch.set_num_threads(self.threads)
         device = pick_device(self.device_name)
         net.to(device)
-        units = rule.units(train)
-        if self.epochs and len(units) == 0:
+        rule.to(device)
+        if self.epochs and len(train.labelled_days()) == 0:
             raise DataError(f"no labelled day in the training span {_span(train)}; check label, universe and segments")
         if self.epochs and valid is not None and len(valid.labelled_days()) == 0:
             raise DataError(f"no labelled day in the validation span {_span(valid)}; check label, universe and segments")
@@ -110,36 +113,57 @@ class Trainer:
         for epoch in range(first, self.epochs):
             if run.exhausted():
                 break
+            if epoch and epoch == rule.first_epoch():
+                run.back_to_best()
             started = time.perf_counter()
             torch.manual_seed(self.seed * 1_000_003 + epoch)  # dropout depends on (seed, epoch) alone: a resumed fit is the same
-            row = {"train_loss": self._train_epoch(net, rule, run, sampler, units, epoch)}
+            row = {"train_loss": self._train_epoch(net, rule, run, sampler, epoch)}
+            rule.at(None)
             if valid is not None:
                 row.update(evaluate(net, rule, valid_sampler))
             row["seconds"] = time.perf_counter() - started
             run.finish_epoch(epoch, row, valid is not None)
             if on_epoch is not None:
                 on_epoch(epoch, row)
-        return run.finish()
+        return run.finish(keep_state)
 
-    def _train_epoch(self, net, rule, run, sampler, units, epoch) -> float:
-        net.train()
+    def _train_epoch(self, net, rule, run, sampler, epoch) -> float:
         total = 0.0
-        order = epoch_order(units, self.seed, epoch, self.days_per_epoch)
-        for unit in _bar(order, f"epoch {epoch + 1}/{self.epochs}", self.progress):
-            loss = rule.step(net, sampler, unit)
-            value = loss.item()
+        rule.at(epoch)
+        count = None if self.days_per_epoch is None else max(self.days_per_epoch // rule.unit_days(), 1)
+        order = epoch_order(rule.units(sampler.panel), self.seed, epoch, count)
+        for number, unit in enumerate(_bar(order, f"epoch {epoch + 1}/{self.epochs}", self.progress)):
+            rule.at(epoch + number / len(order))
+            net.train()
+            run.optimizer.zero_grad(set_to_none=True)
+            value = rule.step(net, sampler, unit)
             if not np.isfinite(value):
                 raise DataError(f"training loss is {value} in epoch {epoch} at {_unit_name(sampler.panel, unit)}: look for "
                                 "infinite features or a learning rate that is too high")
-            run.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            if self.clip_value:
-                torch.nn.utils.clip_grad_value_(run.parameters, self.clip_value)
-            if self.clip_norm:
-                torch.nn.utils.clip_grad_norm_(run.parameters, self.clip_norm)
-            run.optimizer.step()
+            self.apply(run.optimizer)
             total += value
         return total / len(order)
+
+    def make_optimizer(self, groups: list[dict]) -> torch.optim.Optimizer:
+        """The configured optimiser over groups of parameters.
+
+        Raises:
+            ConfigError: it refuses them, or its options.
+        """
+        try:
+            return self.optimizer_class(groups, lr=self.lr, weight_decay=self.weight_decay)
+        except ValueError as error:  # Muon, for one, takes matrices only
+            raise ConfigError(f"optimizer {self.optimizer_class.__name__.lower()!r} refuses this network or its options: {error}") \
+                from error
+
+    def apply(self, optimizer: torch.optim.Optimizer) -> None:
+        """Clips the gradients that are there and steps."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        if self.clip_value:
+            torch.nn.utils.clip_grad_value_(parameters, self.clip_value)
+        if self.clip_norm:
+            torch.nn.utils.clip_grad_norm_(parameters, self.clip_norm)
+        optimizer.step()
 
 
 class _Run:
@@ -148,13 +172,9 @@ class _Run:
     def __init__(self, trainer: Trainer, net, rule, device, state_file: Path | None):
         self.trainer, self.net, self.rule, self.device = trainer, net, rule, device
         self.state_file = Path(state_file) if state_file is not None and trainer.resume else None
-        self.parameters = [p for p in [*net.parameters(), *rule.parameters()] if p.requires_grad]
-        options = {"lr": trainer.lr, "weight_decay": trainer.weight_decay}
-        try:
-            self.optimizer = trainer.optimizer_class(self.parameters, **options) if self.parameters else None
-        except ValueError as error:  # Muon, for one, takes matrices only
-            raise ConfigError(f"optimizer {trainer.optimizer_class.__name__.lower()!r} refuses this network or its options: {error}") \
-                from error
+        groups = [{"params": list(trainable(net).values())}, *rule.groups()]
+        self.optimizer = trainer.make_optimizer(groups) if groups[0]["params"] else None
+        rule.optimizer = self.optimizer
         self.history, self.best, self.best_value = History(), None, -np.inf
 
     def resume(self) -> int:
@@ -177,8 +197,17 @@ class _Run:
         """Whether patience has run out."""
         patience, best = self.trainer.patience, self.history.best_epoch
         ran = len(self.history.epochs)
-        self.history.stopped_early = patience is not None and best is not None and ran - 1 - best >= patience
+        worse = ran - 1 - max(best or 0, self.rule.first_epoch() - 1)
+        self.history.stopped_early = patience is not None and best is not None and worse >= patience
         return self.history.stopped_early
+
+    def back_to_best(self) -> None:
+        """Weights and optimiser as they were after the best epoch."""
+        if self.best is not None:
+            net, rule, optimizer = copy.deepcopy(self.best)
+            self.net.load_state_dict(net)
+            self.rule.load_state_dict(rule)
+            self.optimizer.load_state_dict(optimizer)
 
     def finish_epoch(self, epoch: int, row: dict, validated: bool) -> None:
         self.history.epochs.append(row)
@@ -187,7 +216,7 @@ class _Run:
             value = METRICS[name] * row[f"valid_{name}"]
             if value > self.best_value or self.best is None:
                 self.best_value, self.history.best_epoch = (value if np.isfinite(value) else -np.inf), epoch
-                self.best = copy.deepcopy((self.net.state_dict(), self.rule.state_dict()))
+                self.best = copy.deepcopy((self.net.state_dict(), self.rule.state_dict(), self.optimizer.state_dict()))
         if self.state_file is not None:
             state = {"epoch": epoch, "net": self.net.state_dict(), "rule": self.rule.state_dict(), "best": self.best,
                      "optimizer": self.optimizer.state_dict(), "best_value": self.best_value, "history": vars(self.history)}
@@ -196,28 +225,33 @@ class _Run:
             torch.save(state, aside)
             aside.replace(self.state_file)
 
-    def finish(self) -> History:
-        if self.best is not None:
-            self.net.load_state_dict(self.best[0])
-            self.rule.load_state_dict(self.best[1])
-        elif self.history.epochs:
+    def finish(self, keep_state: bool) -> History:
+        net, rule = self.best[:2] if self.best else (self.net.state_dict(), copy.deepcopy(self.rule.state_dict()))
+        self.net.load_state_dict(net)
+        self.rule.load_state_dict(rule)
+        self.rule.optimizer = None
+        if self.best is None and self.history.epochs:
             self.history.best_epoch = len(self.history.epochs) - 1
-        if self.state_file is not None:
+        if self.state_file is not None and not keep_state:
             self.state_file.unlink(missing_ok=True)
         return self.history
 
 
 def evaluate(net: torch.nn.Module, rule: Rule, sampler: DaySampler) -> dict[str, float]:
-    """Mean over days of the loss (evaluation labels), and of IC and RankIC of the score (raw labels); NaN without any.
+    """Mean over days of the loss (evaluation labels), and of IC and RankIC of the score (raw labels), NaN without any; the rule's
+    own figures.
 
     A loss whose output is no score (`Loss.scores`) has no IC. The raw label is that of the horizon the loss learns; a loss that
     learns all of them has the mean over horizons.
     """
     horizon = getattr(rule.loss, "horizon", None)
-    losses, ics, rank_ics = [], [], []
+    losses, ics, rank_ics, pairs = [], [], [], {}
     for batch, output in rule.predict(net, sampler):
+        earlier = None
+        if rule.loss.lag:
+            earlier, pairs[batch.day] = pairs.pop(batch.day - rule.loss.lag, None), (output, batch)
         if int(batch.mask.sum()) >= 2:
-            losses.append(float(rule.loss(output, batch)))
+            losses.append(float(rule.loss(output, batch, earlier)))
         if not rule.loss.scores:
             continue
         score = one_score(output, horizon).cpu().double().numpy()
@@ -225,7 +259,7 @@ def evaluate(net: torch.nn.Module, rule: Rule, sampler: DaySampler) -> dict[str,
         for column in range(raw.shape[1]) if horizon is None else (horizon,):
             ics.append(ic(score, raw[:, column]))
             rank_ics.append(rank_ic(score, raw[:, column]))
-    found = {"valid_loss": _mean(losses)}
+    found = {"valid_loss": _mean(losses), **rule.figures()}
     return {**found, "valid_ic": _mean(ics), "valid_rank_ic": _mean(rank_ics)} if rule.loss.scores else found
 
 

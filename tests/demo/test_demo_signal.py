@@ -95,7 +95,11 @@ def test_payoffs_rotate_on_a_fixed_path():
     path = signal.payoff_path(days, drift=True)
     np.testing.assert_allclose((path**2).mean(axis=0), 1.0, atol=0.02)
     np.testing.assert_allclose((path**2).mean(axis=1), 1.0, atol=1e-9)  # another part pays when one does not
-    assert path.min() < 0.01 and path.max() == pytest.approx(np.sqrt(2), abs=0.01)
+    assert path.min() < 0.01 and path.max() == pytest.approx(2 / np.sqrt(1.5), abs=0.01)
+    train, test = (signal.payoff_path(trading_days(f"{a}-01-02", f"{b}-12-30")[0], drift=True) for a, b in ((2018, 2021), (2023, 2024)))
+    known = train.mean(axis=0)
+    ceiling = np.mean(test @ known / np.linalg.norm(known) / np.linalg.norm(test, axis=1))
+    assert 0.4 < ceiling < 0.6          # of the best possible IC, for who knows the mean pay-offs of 2018-2021
 
 
 def _ic_from_tables(bars, truth, spans):

@@ -52,7 +52,7 @@ def test_unknown_keywords_list_the_valid_ones():
         MASTER(n_heads=3)
     with pytest.raises(ConfigError, match=r"GRU's trainer does not take \['epoch'\].*'epochs'.*'seed'"):
         GRU(trainer={"epoch": 3})
-    for options, said in (({"loss": "msee"}, "msee"), ({"loss": {"name": "mse", "tau": 1}}, "tau"), ({"rule": "maml"}, "maml"),
+    for options, said in (({"loss": "msee"}, "msee"), ({"loss": {"name": "mse", "tau": 1}}, "tau"), ({"rule": "mamml"}, "mamml"),
                           ({"trainer": {"optimizer": "adamm"}}, "adamm")):
         with pytest.raises(ConfigError, match=said):
             GRU(**options)

@@ -9,7 +9,7 @@ import pytest
 
 from qlib_ext.errors import DataError
 from qlib_ext.report import compare as module
-from qlib_ext.report.compare import Origin, Run, common_pairs, compare, format_table, generated_statement, portfolio_figures
+from qlib_ext.report.compare import Origin, Run, Runs, common_pairs, compare, format_table, generated_statement, portfolio_figures
 
 DAYS = pd.bdate_range("2023-01-02", periods=6)
 STOCKS = [f"SH6000{i:02d}" for i in range(12)]
@@ -335,3 +335,129 @@ def test_the_command_line_names_a_generated_store(tracked, generated, tmp_path, 
     assert "best possible" in pd.read_csv(tmp_path / "table.csv")["data"][0]
     assert module.main(["--uri", uri, "--min-pairs", "2", identifiers[0]]) == 0
     assert "Whether the data of master were generated is not known" in capsys.readouterr().out
+
+
+# ---- groups of seeds ----------
+LABELLED = {"panel": {"universe": "csi300", "label": ["Ref($close,-3)/Ref($close,-1)-1"]}}
+
+
+@pytest.fixture(scope="module")
+def seed_runs(several_runs, tmp_path_factory):
+    """Two experiments of three and two seeds, the first with reports, and an ensemble with its members, beside `several_runs`."""
+    from mlflow.tracking import MlflowClient
+
+    folder, made = tmp_path_factory.mktemp("seeds"), {}
+    shutil.copy(several_runs[0] / "tracking.db", folder / "tracking.db")
+    client = MlflowClient(tracking_uri=f"sqlite:///{folder}/tracking.db")
+    for name, numbers in (("net", (1, 2, 3)), ("tree", (4, 5)), ("both", (6,))):
+        place = client.create_experiment(name, artifact_location=str(folder / "artifacts" / name))
+        made[name] = [add_run(client, folder, place, seed=number, card=LABELLED) for number in numbers]
+    extra = folder / "extra"
+    (extra / "members").mkdir(parents=True)
+    for number in (7, 8):
+        make_run("x", number).score.to_frame("score").to_pickle(extra / "members" / f"pred_seed_{number}.pkl")
+    client.log_artifacts(made["both"][0], str(extra))
+    for number, identifier in enumerate(made["net"]):
+        (folder / str(number) / "portfolio_analysis").mkdir(parents=True)
+        report([0.001 * number, 0.002, 0.0, 0.001, 0.003, 0.001], [0.0] * 6).to_pickle(
+            folder / str(number) / "portfolio_analysis" / "report_normal_1day.pkl")
+        client.log_artifacts(identifier, str(folder / str(number)))
+    return folder, made
+
+
+@pytest.fixture
+def seeds(seed_runs, tmp_path):
+    """A copy of that database to add runs to, its runs, and an empty folder."""
+    shutil.copy(seed_runs[0] / "tracking.db", tmp_path / "tracking.db")
+    return f"sqlite:///{tmp_path}/tracking.db", seed_runs[1], tmp_path
+
+
+def daily(seed: int, method: str = "pearson") -> np.ndarray:
+    frame = pd.DataFrame({"score": make_run("x", seed).score, "label": LABEL})
+    return frame.groupby(level="datetime").apply(lambda day: day["score"].corr(day["label"], method=method)).to_numpy()
+
+
+def run_module(uri, *arguments) -> int:
+    return module.main(["--uri", uri, "--min-pairs", "2", *arguments])
+
+
+def test_runs_of_an_experiment_are_a_group_and_are_tested_against_a_baseline(seeds, capsys):
+    uri, made, folder = seeds
+    assert run_module(uri, "--experiment", "net", "--experiment", "tree", "--baseline", "tree", "--csv", str(folder / "table.csv")) == 0
+    out = capsys.readouterr().out
+    assert "lag 2" in out and "mean +- standard deviation" in out
+    table = pd.read_csv(folder / "table_groups.csv", index_col="group")
+    assert table["runs"].to_dict() == {"net": 3, "tree": 2}
+    means = [daily(seed).mean() for seed in (1, 2, 3)]
+    assert table.loc["net", "IC"] == pytest.approx(np.mean(means)) and table.loc["net", "IC std"] == pytest.approx(np.std(means, ddof=1))
+    assert f"{np.mean(means):.4f} +- {np.std(means, ddof=1):.4f}" in out
+    from qlib_ext.report.metrics import newey_west_t
+    for kind, method in (("IC", "pearson"), ("RankIC", "spearman")):
+        mine, base = (np.mean([daily(seed, method) for seed in group], axis=0) for group in ((1, 2, 3), (4, 5)))
+        difference = mine - base
+        assert table.loc["net", f"{kind} difference"] == pytest.approx(difference.mean())
+        assert table.loc["net", f"{kind} t"] == pytest.approx(newey_west_t(difference, 2)) and table.loc["net", "paired days"] == 6
+    assert np.isnan(table.loc["tree", "IC t"]) and table.loc["net", "IR"] > 0 and np.isnan(table.loc["tree", "IR"])
+    assert len(pd.read_csv(folder / "table.csv")) == 5
+    assert run_module(uri, "--experiment", "net", "tree", "--baseline", "tree", "--lag", "1") == 0
+    assert "lag 1" in capsys.readouterr().out
+    assert run_module(uri, "net", "tree") == 0
+    assert "Groups" not in capsys.readouterr().out, "single runs as before"
+
+
+def test_groups_by_name_and_members_of_an_ensemble(seeds, capsys):
+    uri, made, folder = seeds
+    csv = str(folder / "named.csv")
+    few = f"few={made['net'][0]},{made['net'][2]}"
+    assert run_module(uri, "--group", few, "--group", "base=tree", "--baseline", "base", "--csv", csv) == 0
+    table = pd.read_csv(folder / "named_groups.csv", index_col="group")
+    assert table["runs"].to_dict() == {"few": 2, "base": 1}
+    assert table.loc["few", "IC"] == pytest.approx((daily(1).mean() + daily(3).mean()) / 2)
+    capsys.readouterr()
+    assert run_module(uri, "both", "--members", "--baseline", "both:members", "--csv", csv) == 0
+    out = capsys.readouterr().out
+    table = pd.read_csv(folder / "named_groups.csv", index_col="group")
+    assert table["runs"].to_dict() == {"both": 1, "both:members": 2}
+    assert table.loc["both:members", "IC"] == pytest.approx((daily(7).mean() + daily(8).mean()) / 2)
+    assert table.loc["both", "IC difference"] == pytest.approx((daily(6) - (daily(7) + daily(8)) / 2).mean())
+    assert "both:seed_7" in out and out.count("tracking database") == 1
+    # without runs asked for, groups stay under the heading of their universe
+    assert run_module(uri, "--baseline", "net") == 0
+    out = capsys.readouterr().out
+    assert out.count("Groups") == out.count("Differences") == 1
+
+
+def test_a_seed_run_twice_is_named(seeds, capsys):
+    uri, made, folder = seeds
+    from mlflow.tracking import MlflowClient
+    client = MlflowClient(tracking_uri=uri)
+    add_run(client, folder, client.get_experiment_by_name("tree").experiment_id, seed=4, card=LABELLED)
+    assert run_module(uri, "--experiment", "tree") == 0
+    assert "scores as an earlier run of the group does" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments, said", [
+    (["net", "--baseline", "trees"], "--baseline 'trees' is not among the groups ['net']"),
+    (["--group", "net"], "--group 'net': give NAME=run1,run2"), (["--group", "a=net,net"], "each name and run once"),
+    (["--group", "a=net", "--group", "a=tree"], "each name and run once"), (["--group", "a=nets"], "no experiment 'nets'"),
+    (["--group", "a=net,{net}"], "a run is in it twice"),
+    (["--experiment", "net", "--group", "net={net}"], "is also the experiment of net"),
+    (["net", "--members"], "none of ['net'] kept members"), (["net", "tree", "--baseline", "net", "--lag", "9"], "lag 9"),
+])
+def test_groups_that_cannot_be(seeds, capsys, arguments, said):
+    uri, made, _ = seeds
+    latest = Runs(uri).named("net").info.run_id
+    assert run_module(uri, *(text.format(net=latest) for text in arguments)) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_the_label_is_read_from_the_card_or_the_task(seeds):
+    from mlflow.tracking import MlflowClient
+    uri, made, folder = seeds
+    client, runs = MlflowClient(tracking_uri=uri), Runs(uri)
+    place = client.create_experiment("labels", artifact_location=str(folder / "artifacts" / "labels"))
+    for label in ([["Ref($close,-2)/$close-1", "other"], ["A", "B"]], ["Ref($close,-2)/$close-1"], "Ref($close,-2)/$close-1"):
+        task = {"dataset": {"kwargs": {"handler": {"kwargs": {"label": label}}}}}
+        assert runs.label_expression(runs.named(add_run(client, folder, place, task=task))) == "Ref($close,-2)/$close-1"
+    assert runs.label_expression(runs.named(add_run(client, folder, place, task={"dataset": {}}))) is None
+    assert runs.label_expression(runs.named(made["net"][0])) == LABELLED["panel"]["label"][0]

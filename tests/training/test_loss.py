@@ -282,6 +282,7 @@ def test_every_loss_has_its_name_is_picklable_and_passes_through():
     for name, kind in LOSSES.items():
         loss = make_loss(name)
         assert isinstance(loss, kind) and isinstance(loss, Loss) and loss.name == name and make_loss(loss) is loss
-        again = pickle.loads(pickle.dumps(loss))
+        again, batch = pickle.loads(pickle.dumps(loss)), day(label)
+        batch.aux = {"style": label[:, None]}
         output = prediction if kind.scores else torch.stack([prediction, prediction**2], dim=1)
-        assert float(again(output, day(label))) == float(loss(output, day(label)))
+        assert float(again(output, batch)) == float(loss(output, batch))

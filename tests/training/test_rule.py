@@ -8,7 +8,8 @@ from qlib_ext.data.panel import Block
 from qlib_ext.data.sampler import DaySampler
 from qlib_ext.errors import ConfigError, ShapeError
 from qlib_ext.training.loss import make_loss
-from qlib_ext.training.rule import RULES, Rule, SupervisedRule, forward, make_rule
+from qlib_ext.training.protocol import RULES, make_rule
+from qlib_ext.training.rule import Rule, SupervisedRule, forward
 from small_panels import small_panel
 
 
@@ -45,8 +46,7 @@ def test_step_is_the_loss_of_the_labelled_stocks():
     x, y = panel.blocks["stock"].values[rows], panel.label[rows, 0]
     known = np.isfinite(y)
     expected = np.mean((x @ np.array([1, -0.5, 0.25]) - y)[known] ** 2)
-    assert 0 < known.sum() < len(known) and loss.item() == pytest.approx(expected, rel=1e-5)
-    loss.backward()
+    assert 0 < known.sum() < len(known) and loss == pytest.approx(expected, rel=1e-5)
     assert net.weight.grad.abs().sum() > 0
 
 
@@ -104,10 +104,13 @@ def test_what_a_network_needs_and_gives():
 
 def test_rules_by_name():
     assert isinstance(make_rule("supervised", make_loss("mse")), SupervisedRule)
-    with pytest.raises(ConfigError, match=f"'maml'.*{sorted(RULES)[0]}"):
-        make_rule("maml", None)
+    assert type(make_rule("static", None)) is SupervisedRule
+    for spec, said in (("mamml", f"'mamml'.*{sorted(RULES)[0]}"), ({"task_length": 5}, "key 'name'"), (None, "key 'name'"),
+                       ({"name": "maml", "lrr": 1}, r"\['lrr'\].*task_length.*inner"), ({"name": "static", "lr": 1}, "no options")):
+        with pytest.raises(ConfigError, match=said):
+            make_rule(spec, None)
     bare = Rule(None)
-    assert bare.parameters() == [] and bare.state_dict() == {} and bare.load_state_dict({}) is None
+    assert bare.groups() == [] and bare.figures() == {} and bare.unit_days() == 1 and bare.state_dict() == {} and bare.load_state_dict({}) is None
     for call in (bare.units, lambda p: bare.step(None, p, 0), lambda p: bare.predict(None, p)):
         with pytest.raises(NotImplementedError):
             call(None)

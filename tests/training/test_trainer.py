@@ -298,10 +298,11 @@ def test_state_of_a_rule_travels_with_the_fit(tmp_path):
             self.scale = nn.Parameter(torch.ones(1))
 
         def step(self, net, sampler, unit):
-            return super().step(net, sampler, unit) * self.scale.square()
+            self.scale.grad = 2 * self.scale.detach()
+            return super().step(net, sampler, unit)
 
-        def parameters(self):
-            return [self.scale]
+        def groups(self):
+            return [{"params": [self.scale], "lr": 0.1}]
 
         def state_dict(self):
             return {"scale": self.scale.detach().clone()}
