@@ -26,10 +26,10 @@ else
 fi
 
 # Small sizes for a machine without a GPU; the workflow file itself carries the published ones.
-: "${QLIB_EXT_D_MODEL:=32}" "${QLIB_EXT_EPOCHS:=5}" "${QLIB_EXT_LR:=0.001}" "${QLIB_EXT_PATIENCE:=3}" "${QLIB_EXT_DROPOUT:=0.5}"
+: "${QLIB_EXT_D_MODEL:=32}" "${QLIB_EXT_EPOCHS:=7}" "${QLIB_EXT_PRETRAIN_EPOCHS:=4}" "${QLIB_EXT_LR:=0.001}" "${QLIB_EXT_PATIENCE:=3}" "${QLIB_EXT_DROPOUT:=0.5}"
 : "${QLIB_EXT_DAYS_PER_EPOCH:=320}" "${QLIB_EXT_SEED:=0}" "${QLIB_EXT_DEVICE:=auto}"
 say "Sizes of this run (set them yourself to change them; published values in the workflow file):"
-for name in D_MODEL EPOCHS LR PATIENCE DROPOUT DAYS_PER_EPOCH SEED DEVICE; do
+for name in D_MODEL EPOCHS PRETRAIN_EPOCHS LR PATIENCE DROPOUT DAYS_PER_EPOCH SEED DEVICE; do
     variable="QLIB_EXT_$name"
     export "${variable?}"
     say "    $variable=${!variable}"

@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 WORKFLOWS = sorted(path for path in (ROOT / "workflows").glob("*.yaml") if not path.name.startswith("_"))
 PORTFOLIOS = [path for path in WORKFLOWS if path.stem != "deep_risk"]     # those that score and trade
 SIZES = ("QLIB_EXT_D_MODEL", "QLIB_EXT_EPOCHS", "QLIB_EXT_LR", "QLIB_EXT_PATIENCE", "QLIB_EXT_DROPOUT", "QLIB_EXT_DAYS_PER_EPOCH",
-         "QLIB_EXT_SEED", "QLIB_EXT_DEVICE", "QLIB_EXT_HOME", "QLIB_DATA")
+         "QLIB_EXT_SEED", "QLIB_EXT_DEVICE", "QLIB_EXT_HOME", "QLIB_EXT_PRETRAIN_EPOCHS", "QLIB_DATA")
 STOCKS, INDICES = 30, ("SH000300", "SH000905", "SH000852")
 
 
@@ -160,12 +160,12 @@ def test_wrapped_models_are_those_of_the_plain_workflows(environment, plain, wra
 
 
 def test_sizes_come_from_the_environment(environment, monkeypatch):
-    for name, value in {"D_MODEL": "16", "EPOCHS": "1", "LR": "1e-3", "PATIENCE": "2", "DROPOUT": "0.1", "DAYS_PER_EPOCH": "5",
-                        "SEED": "3", "DEVICE": "cpu"}.items():
+    for name, value in {"D_MODEL": "16", "EPOCHS": "2", "PRETRAIN_EPOCHS": "1", "LR": "1e-3", "PATIENCE": "2", "DROPOUT": "0.1",
+                        "DAYS_PER_EPOCH": "5", "SEED": "3", "DEVICE": "cpu"}.items():
         monkeypatch.setenv(f"QLIB_EXT_{name}", value)
     model = load_workflow(ROOT / "workflows" / "meta_master_csi1000.yaml")["task"]["model"]["kwargs"]
-    assert (model["d_model"], model["dropout"]) == (16, 0.1)
-    expected = {"epochs": 1, "lr": 0.001, "patience": 2, "days_per_epoch": 5, "seed": 3, "device": "cpu"}
+    assert (model["d_model"], model["dropout"], model["rule"]["pretrain_epochs"]) == (16, 0.1, 1)
+    expected = {"epochs": 2, "lr": 0.001, "patience": 2, "days_per_epoch": 5, "seed": 3, "device": "cpu"}
     assert {name: model["trainer"][name] for name in expected} == expected
 
 
@@ -187,8 +187,8 @@ def qrun(name: str, environment: Path) -> subprocess.CompletedProcess:
     """Run a workflow with tiny sizes from another folder."""
     elsewhere = environment / "elsewhere"
     elsewhere.mkdir()
-    variables = {**os.environ, "QLIB_EXT_D_MODEL": "16", "QLIB_EXT_EPOCHS": "1", "QLIB_EXT_LR": "0.001",
-                 "QLIB_EXT_DAYS_PER_EPOCH": "10",
+    variables = {**os.environ, "QLIB_EXT_D_MODEL": "16", "QLIB_EXT_EPOCHS": "2", "QLIB_EXT_LR": "0.001",
+                 "QLIB_EXT_DAYS_PER_EPOCH": "10", "QLIB_EXT_PRETRAIN_EPOCHS": "1",
                  "QLIB_EXT_DEVICE": "cpu", "OMP_NUM_THREADS": "1",
                  "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     command = [sys.executable, "-m", "qlib.cli.run", str(ROOT / "workflows" / f"{name}.yaml")]
