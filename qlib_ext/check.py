@@ -335,6 +335,7 @@ class _Checker:
         model = self.built.get("task.model")
         if hasattr(model, "build_net"):
             task.check_model(self.add, model, handler, dataset, loaders, trims)
+            task.check_rule(self.add, model, handler, dataset, segments, self.store)
 
 
 def _name(found) -> str:

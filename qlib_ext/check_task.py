@@ -12,7 +12,7 @@ from qlib_ext.check_data import StoreView, check_embargo
 from qlib_ext.data.leaks import feature_faults, processor_faults
 from qlib_ext.data.loader import MarketStateLoader
 from qlib_ext.data.panel import MISSING_ROWS, Block, Panel
-from qlib_ext.data.segments import label_offset
+from qlib_ext.data.segments import label_offset, trim_segments
 from qlib_ext.data.style_loader import StyleColumns
 from qlib_ext.data.winner_loader import JoinedLoader
 from qlib_ext.errors import ConfigError, DataError
@@ -164,6 +164,27 @@ def check_model(add, model, handler, dataset: dict, loaders: dict, has_panel: bo
         text, _, advice = str(error).partition(": use ")
         add(where, f"{type(model).__name__} refuses this dataset ({type(error).__name__}: {text})",
             f"use {advice}" if advice else "make model, checkpoint and dataset fit")
+
+
+def check_rule(add, model, handler, dataset: dict, segments: dict, store: StoreView) -> None:
+    """The rule's tasks against the label's look ahead and the length of the segments; the online state to go on from."""
+    where, state = "task.model.kwargs", model.options["online_state"]
+    if state and not Path(state).expanduser().is_file():
+        add(f"{where}.online_state", f"there is no file {state}", "name online_state.pt of the run to go on from, or leave it out")
+    reach = dataset.get("embargo", "auto")
+    with expression_parser():
+        try:
+            labels = expressions(handler, "label")[0] if handler is not None else []
+            reach = label_offset(labels) if reach == "auto" and labels else reach if type(reach) is int else None
+            spans = {name: store.positions(pair) for name, pair in segments.items()}
+            spans = spans if reach is None else trim_segments(spans, reach, store.calendar)
+        except ConfigError:  # said elsewhere
+            return
+    try:
+        model.rule.check(reach, {name: last - first + 1 for name, (first, last) in spans.items()})
+    except ConfigError as error:
+        text, _, advice = str(error).rpartition(": make ")
+        add(f"{where}.rule", text or str(error), f"make {advice}" if text else "choose a longer task_length")
 
 
 def _bare_panel(dataset: dict, features: int, widths: dict[str, int], loaders: dict) -> Panel:

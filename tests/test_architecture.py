@@ -20,7 +20,7 @@ PURE = ["errors", "jit", "signatures", "market_rules", "factors.*", "data.transf
         "portfolio.case", "portfolio.conic", "portfolio.solver", "portfolio.rounding", "portfolio.optimizer", "portfolio.enhanced_indexing", "portfolio.engine"]
 ADAPTERS = ["data.dataset", "data.processor", "data.arrays", "data.cross_section", "data.handler", "data.array_loader",
             "data.field_reader", "data.table", "data.cache", "data.threads", "data.loader", "data.winner_loader", "data.style_loader", "data.segments",
-            "data.leaks", "data.universe", "models.base", "models.member", "models.rolling", "models.ensemble", "risk.market", "risk.model", "risk.records", "risk.__main__",
+            "data.leaks", "data.universe", "models.base", "models.keeping", "models.member", "models.rolling", "models.ensemble", "risk.market", "risk.model", "risk.records", "risk.__main__",
             "portfolio.strategy", "portfolio.closes", "portfolio.signal", "portfolio.rotation", "portfolio.exchange", "portfolio.records", "portfolio.__main__", "report.plots", "report.records", "report.tearsheet",
             "report.compare", "report.choice", "report.runs", "store.*", "demo.*", "scale.*", "home", "check*", "workflow", "tracking", "packing",
             "__main__"]

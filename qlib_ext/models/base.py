@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import inspect
 import json
-import os
 import platform
-import shutil
 import sys
-import tempfile
 import time
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +17,7 @@ from qlib_ext import __version__
 from qlib_ext.data.panel import Panel
 from qlib_ext.data.sampler import DaySampler
 from qlib_ext.errors import ConfigError, DataError, NotFittedError, ShapeError
-from qlib_ext.home import home
+from qlib_ext.models.keeping import active_recorder, epoch_logger, keep_online, read_checkpoint, save_card, state_file, write_aside
 from qlib_ext.training.loss import make_loss
 from qlib_ext.training.protocol import make_rule
 from qlib_ext.training.rule import one_score
@@ -33,6 +28,10 @@ try:
 except ImportError:  # a bare training box
     class Model:
         """Stands in for Qlib's base class where Qlib is not installed."""
+
+
+OFFLINE = ("progress", "threads", "resume", "device", "epochs", "patience", "days_per_epoch", "metric")
+"""Options of the trainer that the online phase does not know."""
 
 
 def check_keywords(owner: str, given: dict, target) -> None:
@@ -85,6 +84,7 @@ class TorchModel(Model):
         check_keywords(f"{type(self).__name__}'s trainer", self.options["trainer"], Trainer.__init__)
         self.trainer = Trainer(**self.options["trainer"])
         self.rule = make_rule(rule, make_loss(loss))
+        self.rule.attach(self.trainer, None, None)
 
     # ---- what a subclass may override -------------------------------------------------------------------------------------
     def sizes(self, panel: Panel) -> dict[str, int]:
@@ -155,14 +155,14 @@ class TorchModel(Model):
         make_net = self._net_maker(sizes)
         net = make_net()
         self.rule.attach(self.trainer, make_net, panel)
-        recorder = _active_recorder()
-        with _state_file(self._fit_key(panel, net), self.trainer) as state_file:
-            history = self.trainer.fit(net, self.rule, train, valid, state_file, _epoch_logger(recorder), keep_state=True)
-            self.rule.finish(net, panel, state_file and state_file.parent)
+        recorder = active_recorder()
+        with state_file(self._fit_key(panel, net), self.trainer) as state:
+            history = self.trainer.fit(net, self.rule, train, valid, state, epoch_logger(recorder), keep_state=True)
+            self.rule.finish(net, panel, state and state.parent)
         self.rule.to(torch.device("cpu"))
         self.net_, self.sizes_, self.history_, self.trained_on_ = net.cpu().eval(), sizes, history, _facts_of(panel)
         self.run_card_ = self._run_card(panel, time.perf_counter() - started)
-        _save_card(recorder, self)
+        save_card(recorder, self)
         return self
 
     def _net_maker(self, sizes: dict[str, int]):
@@ -236,7 +236,7 @@ class TorchModel(Model):
 
         panel = _panel_of(dataset, segment)
         days, stocks, scores = self.predict_panel(panel)
-        _keep_online(_active_recorder(), self)
+        keep_online(active_recorder(), self)
         index = pd.MultiIndex.from_arrays([pd.DatetimeIndex(panel.days[days].astype("datetime64[ns]")), panel.instruments[stocks]],
                                           names=["datetime", "instrument"])
         return pd.Series(scores, index=index, name="score").sort_index()
@@ -276,7 +276,7 @@ class TorchModel(Model):
         """
         if not hasattr(self, "net_"):
             raise NotFittedError(f"{type(self).__name__} has nothing to save before fit")
-        _write_aside(Path(path), {"class": type(self).__name__, "net_options": self.net_options, "sizes": self.sizes_,
+        write_aside(Path(path), {"class": type(self).__name__, "net_options": self.net_options, "sizes": self.sizes_,
                                   "weights": self.net_.state_dict(), "run_card": json.dumps(self.run_card_, default=repr)})
 
 
@@ -290,7 +290,7 @@ class TorchModel(Model):
         begun = getattr(self.rule, "begun", None)
         if not hasattr(self, "net_") or begun is None:
             raise NotFittedError(f"{type(self).__name__} has scored nothing online: fit with an online rule and predict first")
-        _write_aside(Path(path), {"made_by": self._online_facts(), "sizes": self.sizes_, "begun": begun})
+        write_aside(Path(path), {"made_by": self._online_facts(), "sizes": self.sizes_, "begun": begun})
 
     def load_online(self, path: str | Path, panel: Panel) -> "TorchModel":
         """Goes on from a file of `save_online`: days from its last task on are scored as one run over all days would score them.
@@ -309,10 +309,9 @@ class TorchModel(Model):
             raise DataError(f"{path} was not written by save_online")
         self.trained_on_ = _facts_of(panel)
         mine, theirs = self._online_facts(), stored["made_by"]
-        differ = {key: f"{theirs.get(key)} there, {mine.get(key)} here" for key in sorted({*mine, *theirs}) if mine.get(key) != theirs.get(key)}
+        differ = [f"{key}: {theirs.get(key)} there, {mine.get(key)} here" for key in sorted({*mine, *theirs}) if mine.get(key) != theirs.get(key)]
         if differ:
-            raise ConfigError(f"the online state {path} was made with another configuration ({'; '.join(f'{k}: {v}' for k, v in differ.items())}): "
-                              "use the same, or fit anew")
+            raise ConfigError(f"the online state {path} was made with another configuration ({'; '.join(differ)}): use the same, or fit anew")
         self.sizes_ = self.sizes(panel)
         self.check_sizes(path, stored["sizes"], self.sizes_)
         self.rule.attach(self.trainer, self._net_maker(self.sizes_), panel)
@@ -325,8 +324,7 @@ class TorchModel(Model):
 
     def _online_facts(self) -> dict[str, str]:
         """What must not change between two runs that make one."""
-        trainer = {k: v for k, v in self.options["trainer"].items() if k not in ("progress", "threads", "resume", "device", "epochs", "patience",
-                                                                                 "days_per_epoch", "metric")}
+        trainer = {k: v for k, v in self.options["trainer"].items() if k not in OFFLINE}
         facts = {"model": type(self).__name__, "net_options": self.net_options, "loss": self.options["loss"], "rule": self.options["rule"],
                  "trainer": trainer, **self.trained_on_}
         return {name: json.dumps(value, sort_keys=True, default=repr) for name, value in facts.items()}
@@ -337,30 +335,6 @@ def _facts_of(panel: Panel) -> dict:
     settings = {name: value for name, value in panel.meta.items() if name not in ("store", "loaded")}
     return {"columns": {name: list(block.columns) for name, block in panel.blocks.items()},
             "windows": {name: block.window for name, block in panel.blocks.items()}, "missing_rows": panel.missing_rows, **settings}
-
-
-def _write_aside(path: Path, content: dict) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    torch.save(content, aside)
-    aside.replace(path)
-
-
-def read_checkpoint(path: str | Path) -> dict:
-    """What a checkpoint file holds, on the CPU.
-
-    Raises:
-        DataError: absent, unreadable, or something else than a dict (of tensors, or what `TorchModel.save` writes).
-    """
-    if not Path(path).is_file():
-        raise DataError(f"checkpoint {path} does not exist; give the path of a saved state dict")
-    try:
-        stored = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise DataError(f"checkpoint {path} cannot be read as a state dict ({type(error).__name__}: {error})") from error
-    if not isinstance(stored, dict):
-        raise DataError(f"checkpoint {path} holds a {type(stored).__name__}, not a state dict")
-    return stored
 
 
 def _source(kind: type) -> str:
@@ -374,68 +348,3 @@ def _panel_of(dataset, segment=None) -> Panel:
     if not hasattr(dataset, "panel"):
         raise ConfigError(f"{type(dataset).__name__} has no panel: use qlib_ext.data.dataset.PanelDatasetH")
     return dataset.panel() if segment is None else dataset.panel(segment)
-
-
-@contextmanager
-def _state_file(key: str, trainer: Trainer):
-    """The file an interrupted fit leaves behind; locked, so that a second fit of the same key runs without it."""
-    if not (trainer.resume and trainer.epochs):
-        yield None
-        return
-    folder = home() / "fits" / key
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            print(f"the same fit is running in another process ({folder}): this one will not be resumable", file=sys.stderr)
-            yield None
-            return
-        yield folder / "state.pt"
-        shutil.rmtree(folder, ignore_errors=True)  # with what a killed fit may have left half-written
-
-
-def _active_recorder():
-    """The running Qlib recorder, or None."""
-    if "qlib" not in sys.modules:
-        return None
-    from qlib.workflow import R
-    try:
-        experiment = R.exp_manager.active_experiment
-    except AttributeError:  # Qlib was imported but not initialised
-        return None
-    return experiment.active_recorder if experiment is not None else None
-
-
-def _epoch_logger(recorder):
-    def log(epoch: int, row: dict) -> None:
-        print(f"epoch {epoch + 1}: " + "  ".join(f"{name} {value:.4f}" for name, value in row.items()), flush=True)
-        if recorder is not None:
-            recorder.log_metrics(step=epoch, **{name: value for name, value in row.items() if np.isfinite(value)})
-    return log
-
-
-def _save_card(recorder, model: TorchModel) -> None:
-    if recorder is None:
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        card, net = Path(folder, "run_card.json"), Path(folder, "net.pt")
-        card.write_text(json.dumps(model.run_card_, indent=2, default=repr))
-        model.save(net)
-        for file in (card, net):
-            recorder.save_objects(local_path=str(file))
-
-
-def _keep_online(recorder, model: TorchModel) -> None:
-    """The online state and a row for each task, beside the predictions."""
-    report = getattr(model.rule, "report", None)
-    if recorder is None or not report:
-        return
-    columns = list(dict.fromkeys(name for row in report for name in row))
-    with tempfile.TemporaryDirectory() as folder:
-        state, table = Path(folder, "online_state.pt"), Path(folder, "online_tasks.csv")
-        model.save_online(state)
-        table.write_text("\n".join([",".join(columns), *(",".join(str(row.get(name, "")) for name in columns) for row in report)]) + "\n")
-        for file in (state, table):
-            recorder.save_objects(local_path=str(file))
-    recorder.log_metrics(**{name: value for name, value in model.rule.figures().items() if np.isfinite(value)})

@@ -27,7 +27,7 @@ import torch
 from qlib_ext.data.panel import Panel
 from qlib_ext.data.sampler import Batch, DaySampler
 from qlib_ext.errors import ConfigError, DataError
-from qlib_ext.training.rule import SupervisedRule, day_loss, forward, trainable
+from qlib_ext.training.rule import SupervisedRule, forward, trainable
 from qlib_ext.training.split import rolling_segments
 
 UPDATES = {"after_close": 0, "before_close": 1}

@@ -86,7 +86,7 @@ class MAMLRule(OnlineRule):
         if gap is not None and self.task_length < gap:
             raise ConfigError(f"rule {self.name!r}: task_length={self.task_length} is not above the label horizon: a label is known {reach} "
                               f"trading days later ({self.update}), so that no query day of a task could be learnt before the next begins; "
-                              f"the smallest task_length that works is {gap}")
+                              f"the smallest that works is {gap}")
         needed = None if gap is None else self.support + gap - 1 + self.task_length
         if needed is not None and "train" in lengths and lengths["train"] < needed:
             raise ConfigError(f"rule {self.name!r}: the train segment has {lengths['train']} trading days, one task with its support takes "

@@ -15,7 +15,8 @@ import torch
 import qlib_ext
 from qlib_ext.data.dataset import PanelDatasetH
 from qlib_ext.errors import ConfigError, DataError, NotFittedError, ShapeError
-from qlib_ext.models.base import TorchModel, home
+from qlib_ext.home import home
+from qlib_ext.models.base import TorchModel
 from qlib_ext.models.gru import GRU
 from qlib_ext.models.master import MASTER
 from qlib_ext.training.rule import SupervisedRule

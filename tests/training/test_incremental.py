@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from online_panels import REACH, RULES, TASK, fitted, model, online_panel, same, scores, weights
+from online_panels import REACH, RULES, TASK, fitted, model, online_panel, same, scores
 from qlib_ext.data.sampler import DaySampler
 from qlib_ext.errors import ConfigError, DataError, NotFittedError
 from qlib_ext.training import incremental as module
@@ -260,7 +260,7 @@ def test_an_interrupted_rolling_fit_goes_on(tmp_path, monkeypatch):
 # ---- bad input ------------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("rule, said", [
     ({"name": "maml", "task_length": 2}, "task_length=2 is not above the label horizon.*3 trading days later.*smallest.*works is 3"),
-    ({"name": "doubleadapt", "task_length": 3, "update": "before_close"}, "smallest task_length that works is 4"),
+    ({"name": "doubleadapt", "task_length": 3, "update": "before_close"}, "smallest that works is 4"),
     ({"name": "maml", "task_length": 23}, "test segment has 22 trading days, a task 23"),
     ({"name": "incremental", "task_length": 23}, "test segment has 22 trading days, a task 23"),
     ({"name": "rolling_retrain", "task_length": 23}, "test segment has 22 trading days, a task 23"),
