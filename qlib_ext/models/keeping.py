@@ -105,4 +105,4 @@ def keep_online(recorder, model) -> None:
         table.write_text("\n".join([",".join(columns), *(",".join(str(row.get(name, "")) for name in columns) for row in report)]) + "\n")
         for file in (state, table):
             recorder.save_objects(local_path=str(file))
-    recorder.log_metrics(**{name: value for name, value in model.rule.figures().items() if np.isfinite(value)})
+    recorder.log_metrics(**{f"online_{name}": value for name, value in model.rule.figures().items() if np.isfinite(value)})

@@ -26,6 +26,7 @@ from qlib_ext.training.adapter import KINDS, FeatureAdapter, LabelAdapter
 from qlib_ext.training.incremental import Learner, OnlineRule, Task, checked_step, labelled, mean, positive
 from qlib_ext.training.rule import day_loss, fill, forward, trainable
 
+INNER = ("rms", "adam", "sgd")
 STOCK = "stock"
 """The block that is adapted where a panel has several: exposures and the like stay what they are."""
 
@@ -69,8 +70,8 @@ class MAMLRule(OnlineRule):
         super().__init__(loss, task_length, support, update)
         positive(self.name, zero=True, lr=lr)
         positive(self.name, whole=True, zero=True, pretrain_epochs=pretrain_epochs)
-        if inner not in ("adam", "sgd"):
-            raise ConfigError(f"rule {self.name!r}: inner {inner!r} is unknown; choose 'adam' or 'sgd'")
+        if inner not in INNER:
+            raise ConfigError(f"rule {self.name!r}: inner {inner!r} is unknown; choose one of {list(INNER)}")
         online = dict(online or {})
         if set(online) - set(self.rates):
             raise ConfigError(f"rule {self.name!r}: online does not take {sorted(set(online) - set(self.rates))}; it takes {list(self.rates)}")
@@ -93,8 +94,8 @@ class MAMLRule(OnlineRule):
                               f"{needed}: make the segment longer, or task_length or support shorter")
 
     def attach(self, trainer, make_net, panel):
-        if self.inner == "adam" and trainer.optimizer_class not in (torch.optim.Adam, torch.optim.AdamW):
-            raise ConfigError(f"rule {self.name!r}: inner: adam takes the moments of the trainer's optimizer, and "
+        if self.inner != "sgd" and trainer.optimizer_class not in (torch.optim.Adam, torch.optim.AdamW):
+            raise ConfigError(f"rule {self.name!r}: inner: {self.inner} takes the moments of the trainer's optimizer, and "
                               f"{trainer.optimizer_class.__name__} has none: choose optimizer: adam, or inner: sgd")
         super().attach(trainer, make_net, panel)
 
@@ -189,9 +190,11 @@ class MAMLRule(OnlineRule):
             return gradient
         group, state = optimizer.param_groups[0], optimizer.state.get(parameter, {})
         (first, second), count = group["betas"], float(state.get("step", 0)) + 1
-        average = first * state.get("exp_avg", 0.0) + (1 - first) * gradient
         square = second * state.get("exp_avg_sq", 0.0) + (1 - second) * gradient.pow(2)
-        return average / (1 - first**count) / ((square / (1 - second**count)).sqrt() + group["eps"])
+        scale = (square / (1 - second**count)).sqrt() + group["eps"]
+        if self.inner == "rms":
+            return gradient / scale
+        return (first * state.get("exp_avg", 0.0) + (1 - first) * gradient) / (1 - first**count) / scale
 
     def _turned(self, optimizer, parameter, gradient, arrived) -> torch.Tensor:
         """``u'(g) o v``."""

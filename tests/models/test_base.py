@@ -386,3 +386,30 @@ def test_outside_a_run_no_recorder_is_made(store, dataset, tmp_path, monkeypatch
 
 def test_a_subclass_names_its_network_only():
     assert issubclass(GRU, TorchModel) and GRU.net_class.__name__ == "GRUNet"
+
+
+def test_an_online_run_goes_on_from_its_recorder(store, dataset, tmp_path, monkeypatch):
+    """A run up to September; later the same workflow with the state it left and three months more."""
+    from qlib.workflow import R
+    monkeypatch.chdir(tmp_path)
+    start_qlib(store, exp_manager={"class": "SqliteExpManager", "module_path": "qlib_ext.tracking",
+                                   "kwargs": {"uri": f"sqlite:///{tmp_path}/tracking.db", "default_exp_name": "t"}})
+    rule = {"name": "doubleadapt", "task_length": 10}
+    dataset.config(segments={**SEGMENTS, "test": ["2016-06-01", "2016-09-14"]})
+    try:
+        with R.start(experiment_name="t"):
+            model = gru(ONE_EPOCH, rule=rule).fit(dataset)
+            first, recorder = model.predict(dataset), R.get_recorder()
+            metrics = recorder.list_metrics()
+    finally:
+        dataset.config(segments=SEGMENTS)
+    found = {file.name: file for file in Path(recorder.get_local_dir()).rglob("*") if file.is_file()}
+    tasks = pd.read_csv(found["online_tasks.csv"])
+    assert metrics["online_adaptation"] == pytest.approx(tasks["adaptation"].mean()) and tasks["date"].is_monotonic_increasing
+    assert "2016-06-01" in set(tasks["date"]) and {"support_loss", "query_loss", "query_loss_before"} <= set(tasks)
+    later = gru(ONE_EPOCH, rule=rule, online_state=str(found["online_state.pt"])).fit(dataset)
+    second = later.predict(dataset, ("2016-09-15", "2016-12-30"))
+    whole = model.predict(dataset)                   # the fitted model over all days
+    pd.testing.assert_series_equal(pd.concat([first, second]), whole, check_exact=True)
+    with pytest.raises(ConfigError, match="has learnt what followed"):
+        later.predict(dataset)

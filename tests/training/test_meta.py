@@ -13,6 +13,7 @@ from qlib_ext.data.panel import Block
 from qlib_ext.data.sampler import DaySampler
 from qlib_ext.models.gru import GRU
 from qlib_ext.models.master import MASTER
+from qlib_ext.report.metrics import daily_ic
 from qlib_ext.training.incremental import Learner, labelled
 from qlib_ext.training.meta import Step
 from qlib_ext.training.rule import fill, trainable
@@ -317,3 +318,32 @@ def test_tasks_begin_from_the_best_pretrained_weights(tmp_path):
     again.fit_panel(panel)
     for name, value in static.net_.state_dict().items():
         torch.testing.assert_close(seen[name], value)
+
+
+@pytest.mark.slow
+def test_a_feature_that_flips_its_sign_every_60_days():
+    """Fine-tuning lags, one step of weights that were learnt for it does not; at a published rate hardly anything moves."""
+    panel = online_panel(days=420, stocks=60, unlabelled=0.0, holes=0.05, segments={"train": (0, 240), "valid": (243, 300), "test": (303, 420)})
+    draw = np.random.default_rng(100)
+    for day in range(420):
+        rows = panel.rows[day][panel.rows[day] >= 0]
+        y = 0.4 * (-1) ** (day // 60) * panel.blocks["stock"].values[rows, 0] + draw.standard_normal(len(rows))
+        for table in (panel.label, panel.label_eval, panel.label_raw):
+            table[rows, 0] = (y - y.mean()) / y.std()
+
+    def test_ic(rule, epochs):
+        made = model({"task_length": TASK, **rule} if rule else "static", dropout=0.0, hidden_size=8, epochs=epochs,
+                     trainer={"patience": None, "lr": 5e-3}).fit_panel(panel)
+        days, stocks, values = made.predict_panel(panel.view("test"))
+        return daily_ic(values, panel.label_raw[panel.rows[days, stocks], 0], days, day_count=420)[303:], made.rule.figures().get("adaptation")
+
+    static, _ = test_ic(None, 10)
+    tuned, _ = test_ic({"name": "incremental", "lr": 0.01}, 10)
+    still, little = test_ic({"name": "doubleadapt", "inner": "adam", "lr": 1e-3}, 10)
+    learnt, much = test_ic({"name": "doubleadapt", "inner": "sgd", "lr": 0.5, "first_order": False}, 25)
+    figures = {name: round(float(np.nanmean(values)), 3) for name, values in (("static", static), ("incremental", tuned), ("published rate", still),
+                                                                              ("doubleadapt", learnt))}
+    print(figures, little, much)
+    assert learnt.mean() > tuned.mean() + 0.1 and tuned.mean() > static.mean() + 0.05
+    assert learnt[12:20].mean() > 0.15 > tuned[12:20].mean(), "twelve days after a flip"
+    assert much > 20 * little and abs(still.mean()) < 0.1
