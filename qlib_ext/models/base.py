@@ -154,6 +154,7 @@ class TorchModel(Model):
         sizes = self.sizes(panel)
         make_net = self._net_maker(sizes)
         net = make_net()
+        self.rule.check(panel.meta.get("embargo"), {name: last - first for name, (first, last) in panel.segments.items()})
         self.rule.attach(self.trainer, make_net, panel)
         recorder = active_recorder()
         with state_file(self._fit_key(panel, net), self.trainer) as state:

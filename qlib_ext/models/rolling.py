@@ -58,7 +58,8 @@ class RollingRetrain(Model):
             for number, task in enumerate(tasks):
                 print(f"task {number + 1} of {len(tasks)}: " + ", ".join(f"{name} {task[name][0]} to {task[name][1]}" for name in task),
                       flush=True)
-                own = with_segments(dataset, task)
+                short = _days(task["test"]) < self.step      # a model that learns online may ask for a whole task of its own
+                own = with_segments(dataset, {name: pair for name, pair in task.items() if name != "test" or not short})
                 models.append(fit_member(self.model, own, reweighter, _name(number), "tasks", folder))
                 _share_panel(own, dataset)
         self.models_, self.tasks_ = models, tasks
@@ -136,6 +137,11 @@ def _share_panel(own, dataset) -> None:
     if getattr(own, "_panel", None) is not None and getattr(dataset, "_panel", None) is None:
         dataset._panel = own._panel
         dataset.config(segments=dataset.asked_segments)
+
+
+def _days(pair: tuple[str, str]) -> int:
+    """Trading days from the first to the last day of a segment."""
+    return int(np.searchsorted(trading_calendar(), np.datetime64(pair[1])) - np.searchsorted(trading_calendar(), np.datetime64(pair[0]))) + 1
 
 
 def _name(number: int) -> str:

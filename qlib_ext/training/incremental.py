@@ -147,7 +147,9 @@ class OnlineRule(SupervisedRule):
         super().attach(trainer, make_net, panel)
         if panel is None:
             return
-        self.check(panel.label_reach, {name: last - first for name, (first, last) in panel.segments.items()})
+        if "valid" in panel.segments and panel.segments["valid"][0] < panel.segments.get("train", (0, 0))[1]:
+            raise ConfigError(f"rule {self.name!r}: valid begins before train ends, and the online phase begins with it: give valid days "
+                              "after train, or leave it out")
         if "valid" in panel.segments:
             first, shift = panel.segments["valid"][0], 0
         else:
@@ -181,16 +183,22 @@ class OnlineRule(SupervisedRule):
     def predict(self, net, sampler):
         """Scores of every day: up to the online phase by the weights as they are, then task by task.
 
+        A state that goes on (`TorchModel.load_online`) has learnt what followed the days before it: they are left out, with a line.
+
         Raises:
-            ConfigError: days before a state that goes on (`TorchModel.load_online`) are asked for.
+            ConfigError: no day is asked for but such.
             DataError: the panel lacks days that the online phase learns from; a step that diverges, with its task and date.
         """
         panel = sampler.panel
         start = panel.position(self.start["day"]) + self.start["shift"]
         first, last = panel.span
         if self.start.get("running") and first < start:
-            raise ConfigError(f"the online state has learnt what followed {panel.days[first]}: it scores from {self.start['day']} on; "
-                              "use the fitted model for days before")
+            if last <= start:
+                raise ConfigError(f"the online state has learnt what followed {panel.days[first]}: it scores from {self.start['day']} on; "
+                                  "use the fitted model for days before")
+            print(f"going on from {self.start['day']}: the days before, from {panel.days[first]} on, were scored by the run that left the "
+                  "state, and are left out", flush=True)
+            first = start
         for day in panel.view((first, min(max(start, first), last))).scored_days():
             yield self._scored(net, sampler, day, lambda batch: self.plain(net, batch))
         if last > start:
@@ -211,23 +219,28 @@ class OnlineRule(SupervisedRule):
         learnt = DaySampler(replace(panel, span=(0, len(panel.days)), training=True), sampler.device, beside=sampler)
         split, border = self.split(panel.label_reach), self.start["border"]
         border = None if border is None or np.datetime64(border) > panel.days[-1] else panel.position(border)
-        scored, learner, previous, self.report = set(panel.scored_days().tolist()), self._learner(net), None, []
+        scored, learner, previous, self.report, self.begun = set(panel.scored_days().tolist()), self._learner(net), None, [], None
         if self.start.get("running"):
             previous = self._resumed(learnt, split, start)
         for task in split.online(start, panel.span[1], border):
             seed = self.seed_of(panel, task)
-            self.begun = {"learner": learner.state(), "day": str(panel.days[task.query[0]]), "border": self.start["border"],
-                          "previous": previous and [str(panel.days[k]) for k in (previous.query[0], previous.query[1] - 1)],
-                          "digest": days_digest(panel, (previous or task).support[0], task.support[1])}
+            before = {"learner": learner.state(), "day": str(panel.days[task.query[0]]), "border": self.start["border"],
+                      "previous": previous and [str(panel.days[k]) for k in (previous.query[0], previous.query[1] - 1)]}
             torch.manual_seed(seed)
             facts = self.learn(learner, learnt, task, previous)
             torch.manual_seed(seed + 1)
             score, more = self.scorer(learner, learnt, task)
-            self.report.append({"date": self.begun["day"], **facts, **more})
+            self.report.append({"date": before["day"], **facts, **more})
             for day in range(*task.query):
                 if day in scored:
                     yield self._scored(learner.net, sampler, day, score)
+            self.begun = {**before, "digest": days_digest(panel, *self._seen(panel, previous, task))} if task.query[1] >= panel.span[1] else None
             previous = task
+
+    def _seen(self, panel: Panel, previous: Task | None, task: Task) -> tuple[int, int]:
+        """The days that a task and the one before learn from, windows included."""
+        longest = max(block.window for block in panel.blocks.values())
+        return max((previous or task).support[0] - longest + 1, 0), task.support[1]
 
     def seed_of(self, panel: Panel, task: Task) -> int:
         """What dropout of a task depends on: the trainer's seed and the date, so that a resumed run is the same."""
@@ -238,7 +251,7 @@ class OnlineRule(SupervisedRule):
         panel, previous = learnt.panel, self.start["previous"]
         previous = previous and split.task(panel.position(previous[0]), panel.position(previous[1]) + 1)
         task = split.task(start, start + 1)
-        first, last = (previous or task).support[0], task.support[1]
+        first, last = self._seen(panel, previous, task)
         if days_digest(panel, first, last) != self.start["digest"]:
             raise DataError(f"the data of {panel.days[first]} .. {panel.days[last - 1]} are not those the online state has learnt from: "
                             "continue on the same store with days appended, or fit anew")
@@ -341,7 +354,6 @@ class RollingRetrainRule(SupervisedRule):
     def attach(self, trainer, make_net, panel):
         super().attach(trainer, make_net, panel)
         if panel is not None:
-            self.check(None, {name: last - first for name, (first, last) in panel.segments.items()})
             self.nets = {}
             self.spans = {name: (str(panel.days[first]), str(panel.days[last - 1])) for name, (first, last) in panel.segments.items()}
 
@@ -435,10 +447,11 @@ def checked_step(name: str, panel: Panel, task: Task, before: list, after: list,
 
 
 def days_digest(panel: Panel, first: int, last: int) -> str:
-    """Hex digest of features, labels and day values of the days ``first .. last - 1``."""
+    """Hex digest of features, labels, universe and day values of the days ``first .. last - 1``."""
     digest = hashlib.blake2b(digest_size=16)
     for day in range(first, last):
-        stocks = panel.stocks(day)
+        stocks = np.flatnonzero(panel.rows[day] >= 0)
+        digest.update(panel.universe[day, stocks].tobytes())
         rows = panel.rows[day, stocks]
         parts = [panel.label, *panel.stock_aux.values(), *(block.values for block in panel.blocks.values())]
         digest.update(f"{panel.days[day]} {'|'.join(panel.instruments[stocks])}".encode())

@@ -72,6 +72,8 @@ class MAMLRule(OnlineRule):
         positive(self.name, whole=True, zero=True, pretrain_epochs=pretrain_epochs)
         if inner not in INNER:
             raise ConfigError(f"rule {self.name!r}: inner {inner!r} is unknown; choose one of {list(INNER)}")
+        if online is not None and not isinstance(online, dict):
+            raise ConfigError(f"rule {self.name!r}: online={online!r} must name rates, e.g. online: {{lr: 0.001}}; it takes {list(self.rates)}")
         online = dict(online or {})
         if set(online) - set(self.rates):
             raise ConfigError(f"rule {self.name!r}: online does not take {sorted(set(online) - set(self.rates))}; it takes {list(self.rates)}")
@@ -280,6 +282,8 @@ class DoubleAdaptRule(MAMLRule):
     def attach(self, trainer, make_net, panel):
         super().attach(trainer, make_net, panel)
         if panel is not None:
+            if len(panel.blocks) > 1 and STOCK not in panel.blocks:
+                raise ConfigError(f"rule {self.name!r} adapts the block {STOCK!r}, the panel has {sorted(panel.blocks)}: name it so")
             block = panel.blocks[STOCK] if STOCK in panel.blocks else next(iter(panel.blocks.values()))
             self._build({"columns": list(block.columns), "window": block.window})
 
@@ -296,7 +300,7 @@ class DoubleAdaptRule(MAMLRule):
 
     def groups_of(self, adapters):
         parameters = list(adapters.parameters()) if adapters is not None else []
-        return [{"params": parameters, "lr": self.lr_adapter}] if parameters else []
+        return [{"params": parameters, "lr": self.lr_adapter, "weight_decay": 0.0}] if parameters else []
 
     def state_dict(self):
         return {**super().state_dict(), "shape": self.shape}

@@ -129,7 +129,7 @@ def test_going_on_is_one_run(name, stop, tmp_path):
     assert same(scores(model(RULES[name], online_state=str(tmp_path / "again.pt")).fit_panel(panel), panel, 78, 80)[78:], together[78:])
 
 
-def test_a_state_that_does_not_belong(tmp_path):
+def test_a_state_that_does_not_belong(tmp_path, capsys):
     panel, path = online_panel(), tmp_path / "state.pt"
     made = model(RULES["doubleadapt"]).fit_panel(panel)
     with pytest.raises(NotFittedError, match="predict first"):
@@ -148,12 +148,21 @@ def test_a_state_that_does_not_belong(tmp_path):
         go_on(online_panel(meta={"embargo": REACH, "universe": "csi500"}))
     with pytest.raises(ConfigError, match="no online state"):
         go_on(rule="static")
-    changed = online_panel()
-    changed.label[changed.rows[60, changed.stocks(60)]] += 1
-    with pytest.raises(DataError, match="not those the online state has learnt from"):
-        go_on(changed)
+    for change in ("label", "window", "universe"):
+        changed = online_panel()
+        if change == "label":
+            changed.label[changed.rows[60, changed.stocks(60)]] += 1
+        elif change == "window":
+            changed.blocks["stock"].values[changed.rows[54, changed.stocks(54)]] += 1
+        else:
+            changed.universe[60] = ~changed.universe[60]
+        with pytest.raises(DataError, match="not those the online state has learnt from"):
+            go_on(changed)
+    going_on = model(RULES["doubleadapt"], online_state=str(path)).fit_panel(panel)
     with pytest.raises(ConfigError, match="has learnt what followed"):
-        scores(model(RULES["doubleadapt"], online_state=str(path)).fit_panel(panel), panel, 58, 80)
+        scores(going_on, panel, 58, 66)
+    assert "were scored by the run" not in capsys.readouterr().out
+    assert np.isnan(scores(going_on, panel, 58, 80)[:68]).all() and "were scored by the run that left the state" in capsys.readouterr().out
     path.write_bytes(b"PK")
     with pytest.raises(DataError, match="state.pt cannot be read"):
         go_on()
@@ -268,7 +277,7 @@ def test_an_interrupted_rolling_fit_goes_on(tmp_path, monkeypatch):
     ({"name": "incremental", "task_length": 0}, "task_length=0 must be a whole number, positive"),
     ({"name": "incremental", "lr": -1}, "lr=-1 must be a number, not negative"), ({"name": "incremental", "passes": 0}, "passes=0"),
     ({"name": "maml", "update": "noon"}, "'noon'.*after_close"), ({"name": "maml", "inner": "lbfgs"}, "'lbfgs'.*sgd"),
-    ({"name": "maml", "online": {"lr_adapter": 1}}, r"\['lr_adapter'\].*lr_model"), ({"name": "maml", "support": True}, "support=True"),
+    ({"name": "maml", "online": {"lr_adapter": 1}}, r"\['lr_adapter'\].*lr_model"), ({"name": "maml", "online": 0.1}, "online=0.1 must name"), ({"name": "maml", "support": True}, "support=True"),
     ({"name": "doubleadapt", "adapter": "film"}, "'film'.*dense"), ({"name": "rolling_retrain", "window": "wide"}, "'wide'.*sliding"),
 ])
 def test_bad_input_is_said_before_anything_is_trained(rule, said, monkeypatch):
