@@ -332,10 +332,10 @@ class _Checker:
             check_embargo(self.add, place, segments, 0, self.store, True, "auto")  # what the label needs is not known
         else:
             task.check_labels(self.add, place, handler, dataset, segments, self.store, trims)
-        model = self.built.get("task.model")
-        if hasattr(model, "build_net"):
-            task.check_model(self.add, model, handler, dataset, loaders, trims)
-            task.check_rule(self.add, model, handler, dataset, segments, self.store)
+        for where, model in self.built.items():
+            if where.startswith("task.model") and hasattr(model, "build_net"):
+                task.check_model(self.add, f"{where}.kwargs", model, handler, dataset, loaders, trims)
+                task.check_rule(self.add, f"{where}.kwargs", model, handler, dataset, segments, self.store)
 
 
 def _name(found) -> str:

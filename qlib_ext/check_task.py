@@ -140,12 +140,11 @@ def _style_width(add, where: str, loader: StyleColumns) -> int | None:
     return loader.width()
 
 
-def check_model(add, model, handler, dataset: dict, loaders: dict, has_panel: bool) -> None:
+def check_model(add, where: str, model, handler, dataset: dict, loaders: dict, has_panel: bool) -> None:
     """The network of a `TorchModel` is built (or read from its checkpoint) for the dataset's widths, and asked for two scores.
 
     `loaders`: the aux loaders by name, None where one could not be made.
     """
-    where = "task.model.kwargs"
     if not has_panel:
         add("task.dataset", f"{type(model).__name__} needs a dataset with panels", "use qlib_ext.data.dataset.PanelDatasetH")
         return
@@ -166,9 +165,9 @@ def check_model(add, model, handler, dataset: dict, loaders: dict, has_panel: bo
             f"use {advice}" if advice else "make model, checkpoint and dataset fit")
 
 
-def check_rule(add, model, handler, dataset: dict, segments: dict, store: StoreView) -> None:
+def check_rule(add, where: str, model, handler, dataset: dict, segments: dict, store: StoreView) -> None:
     """The rule's tasks against the label's look ahead and the length of the segments; the online state to go on from."""
-    where, state = "task.model.kwargs", model.options["online_state"]
+    state = model.options["online_state"]
     if state and not Path(state).expanduser().is_file():
         add(f"{where}.online_state", f"there is no file {state}", "name online_state.pt of the run to go on from, or leave it out")
     reach = dataset.get("embargo", "auto")

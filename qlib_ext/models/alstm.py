@@ -102,12 +102,15 @@ class MetaRiskControl(ALSTM):
     """ALSTM that sees style exposures and pays for leaning on them (`StyleIC`), and goes on learning online.
 
     It keeps the epoch with the smallest validation loss, penalty included: by RankIC it would keep one from before the penalty.
-    The keywords are `ALSTM`'s and `TorchModel`'s; `rule` is DoubleAdapt without a label adapter, because a correlation does not see
+    The keywords are `ALSTM`'s and `TorchModel`'s; `rule` is DoubleAdapt, which has no label adapter here unless it is asked for, because a correlation does not see
     an affine change of the day's labels. Exposures are never adapted.
 
     The parts are the broker report's; their forms and all values are this project's choice. One-hot industries at the head are not built.
     """
 
     def __init__(self, style_input: str = "sequence", loss="style_ic", rule=None, trainer: dict | None = None, **options):
-        rule = {"name": "doubleadapt", "adapt_y": False} if rule is None else rule
+        rule = "doubleadapt" if rule is None else rule
+        named = {"name": rule} if isinstance(rule, str) else rule
+        if isinstance(named, dict) and named.get("name") == "doubleadapt":
+            rule = {"adapt_y": False, **named}
         super().__init__(style_input=style_input, loss=loss, rule=rule, trainer={"metric": "loss", **(trainer or {})}, **options)

@@ -144,10 +144,10 @@ class TorchModel(Model):
 
     def fit_panel(self, panel: Panel) -> "TorchModel":
         """`fit` on a panel (see there)."""
-        if "train" not in panel.segments:
-            raise ConfigError(f"no segment 'train' in {sorted(panel.segments)}")
         if self.options["online_state"]:
             return self.load_online(self.options["online_state"], panel)
+        if "train" not in panel.segments:
+            raise ConfigError(f"no segment 'train' in {sorted(panel.segments)}")
         started = time.perf_counter()
         train = panel.view("train", training=True)
         valid = panel.view("valid") if "valid" in panel.segments else None
@@ -176,8 +176,9 @@ class TorchModel(Model):
 
     def _fit_key(self, panel: Panel, net) -> str:
         options = {key: value for key, value in self.options["trainer"].items() if key not in ("progress", "threads", "resume")}
-        kinds = [type(self), self.net_class, *(kind for part in (self.rule, self.rule.loss) for kind in type(part).__mro__[:-1])]
-        content = [[f"{kind.__module__}.{kind.__qualname__}" for kind in kinds], [_source(kind) for kind in kinds], __version__,
+        kinds = [type(self), self.net_class, type(self.rule), type(self.rule.loss)]
+        training = [path.read_text() for path in sorted(Path(__file__).parents[1].glob("training/*.py"))]
+        content = [[f"{kind.__module__}.{kind.__qualname__}" for kind in kinds], [_source(kind) for kind in kinds], training, __version__,
                    torch.__version__, self.net_options, {**self.options, "trainer": options}, panel.meta, panel.segments]
         digest = hashlib.blake2b(json.dumps(content, sort_keys=True, default=repr).encode(), digest_size=16)
         digest.update(panel.digest().encode())
@@ -260,7 +261,7 @@ class TorchModel(Model):
             options = {**options, "trainer": {**options["trainer"], "device": "auto"}}
         TorchModel.__init__(self, state["net_options"], **options)
         if "weights" in state:
-            self.sizes_, self.run_card_, self.trained_on_ = state["sizes"], state["run_card"], state["trained_on"]
+            self.sizes_, self.run_card_, self.trained_on_ = state["sizes"], state["run_card"], state.get("trained_on", {})
             self.history_ = History(**state["history"])
             self.net_ = self.build_net(self.sizes_)
             weights = {name: torch.from_numpy(np.array(value)) for name, value in state["weights"].items()}
@@ -297,7 +298,8 @@ class TorchModel(Model):
         """Goes on from a file of `save_online`: days from its last task on are scored as one run over all days would score them.
 
         Args:
-            panel: the same data with days appended; it must hold the supports of the last two tasks and their windows.
+            panel: the same data with days appended; it must hold the supports of the last two tasks and their windows, and the segment
+                train or valid that the rule knows its place by.
 
         Raises:
             DataError: no such file, or data that differ. ConfigError: a rule that does not learn online; a file made with another
@@ -321,6 +323,7 @@ class TorchModel(Model):
         self.net_.eval()
         self.history_ = History()
         self.run_card_ = self._run_card(panel, 0.0)
+        save_card(active_recorder(), self)
         return self
 
     def _online_facts(self) -> dict[str, str]:

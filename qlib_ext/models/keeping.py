@@ -96,8 +96,9 @@ def save_card(recorder, model) -> None:
 def keep_online(recorder, model) -> None:
     """The online state and a row for each task, beside the predictions."""
     report = getattr(model.rule, "report", None)
-    if recorder is None or not report:
+    if recorder is None or not report or model.rule.begun["day"] < getattr(model, "kept_until_", ""):
         return
+    model.kept_until_ = model.rule.begun["day"]       # scoring an earlier segment later leaves the state alone
     columns = list(dict.fromkeys(name for row in report for name in row))
     with tempfile.TemporaryDirectory() as folder:
         state, table = Path(folder, "online_state.pt"), Path(folder, "online_tasks.csv")

@@ -8,8 +8,9 @@ q_k, before which nothing after that close has been seen:
     query of k     q_k .. q_k + r - 1
     known of k - 1 its query days up to q_k - gap
 
-The online phase begins with the validation segment and runs through the test segment; the last task before the test segment is cut
-so that a task begins with it. Days before it are scored by the weights of the fit.
+The online phase begins with the validation segment and runs through the test segment; its first task is cut so that a task begins with
+the test segment. Days before it are scored by the weights of the fit. Dropout of a task depends on the seed and its date: scoring sets
+torch's random state.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import torch
 from qlib_ext.data.panel import Panel
 from qlib_ext.data.sampler import Batch, DaySampler
 from qlib_ext.errors import ConfigError, DataError
-from qlib_ext.training.rule import SupervisedRule, forward, trainable
+from qlib_ext.training.rule import SupervisedRule, forward, on_cpu, trainable
 from qlib_ext.training.split import rolling_segments
 
 UPDATES = {"after_close": 0, "before_close": 1}
@@ -88,7 +89,7 @@ class Learner:
     def state(self) -> dict:
         """A copy of its state on the CPU."""
         parts = {"net": self.net, "adapters": self.adapters, "optimizer": self.optimizer}
-        return {name: _on_cpu(copy.deepcopy(part.state_dict())) for name, part in parts.items() if part is not None}
+        return {name: on_cpu(part.state_dict()) for name, part in parts.items() if part is not None}
 
 
 class OnlineRule(SupervisedRule):
@@ -113,7 +114,6 @@ class OnlineRule(SupervisedRule):
         if update not in UPDATES:
             raise ConfigError(f"rule {self.name!r}: update {update!r} is unknown; choose one of {list(UPDATES)}")
         self.task_length, self.support, self.update = task_length, support or task_length, update
-        self.optimizer_state: dict | None = None
         self.start: dict | None = None
         self.report: list[dict] = []
         self.begun: dict | None = None
@@ -150,10 +150,8 @@ class OnlineRule(SupervisedRule):
         if "valid" in panel.segments and panel.segments["valid"][0] < panel.segments.get("train", (0, 0))[1]:
             raise ConfigError(f"rule {self.name!r}: valid begins before train ends, and the online phase begins with it: give valid days "
                               "after train, or leave it out")
-        if "valid" in panel.segments:
-            first, shift = panel.segments["valid"][0], 0
-        else:
-            first, shift = panel.segments["train"][1] - 1, panel.label_reach + UPDATES[self.update]
+        gap = self.split(panel.label_reach).gap
+        first, shift = (panel.segments["valid"][0], 0) if "valid" in panel.segments else (panel.segments["train"][1] - 1, gap)
         border = panel.segments.get("test")
         self.start = {"day": str(panel.days[first]), "shift": shift, "border": border and str(panel.days[border[0]])}
 
@@ -189,11 +187,12 @@ class OnlineRule(SupervisedRule):
             ConfigError: no day is asked for but such.
             DataError: the panel lacks days that the online phase learns from; a step that diverges, with its task and date.
         """
-        panel = sampler.panel
-        start = panel.position(self.start["day"]) + self.start["shift"]
+        panel, self.report, self.begun = sampler.panel, [], None
         first, last = panel.span
+        early = panel.days[last - 1] < np.datetime64(self.start["day"])
+        start = last if early else panel.position(self.start["day"]) + self.start["shift"]
         if self.start.get("running") and first < start:
-            if last <= start:
+            if last <= start or early:
                 raise ConfigError(f"the online state has learnt what followed {panel.days[first]}: it scores from {self.start['day']} on; "
                                   "use the fitted model for days before")
             print(f"going on from {self.start['day']}: the days before, from {panel.days[first]} on, were scored by the run that left the "
@@ -218,29 +217,34 @@ class OnlineRule(SupervisedRule):
         panel = sampler.panel
         learnt = DaySampler(replace(panel, span=(0, len(panel.days)), training=True), sampler.device, beside=sampler)
         split, border = self.split(panel.label_reach), self.start["border"]
-        border = None if border is None or np.datetime64(border) > panel.days[-1] else panel.position(border)
-        scored, learner, previous, self.report, self.begun = set(panel.scored_days().tolist()), self._learner(net), None, [], None
+        border = panel.position(border) if border and panel.days[start] < np.datetime64(border) <= panel.days[-1] else None
+        scored, learner, previous = set(panel.scored_days().tolist()), self._learner(net), None
         if self.start.get("running"):
             previous = self._resumed(learnt, split, start)
         for task in split.online(start, panel.span[1], border):
             seed = self.seed_of(panel, task)
-            before = {"learner": learner.state(), "day": str(panel.days[task.query[0]]), "border": self.start["border"],
-                      "previous": previous and [str(panel.days[k]) for k in (previous.query[0], previous.query[1] - 1)]}
+            if task.query[1] >= panel.span[1]:
+                self.begun = {"learner": learner.state(), "day": str(panel.days[task.query[0]]), "border": self.start["border"],
+                              "previous": previous and [str(panel.days[k]) for k in (previous.query[0], previous.query[1] - 1)],
+                              "digest": days_digest(panel, *self._seen(panel, previous, task))}
             torch.manual_seed(seed)
             facts = self.learn(learner, learnt, task, previous)
             torch.manual_seed(seed + 1)
             score, more = self.scorer(learner, learnt, task)
-            self.report.append({"date": before["day"], **facts, **more})
-            for day in range(*task.query):
-                if day in scored:
-                    yield self._scored(learner.net, sampler, day, score)
-            self.begun = {**before, "digest": days_digest(panel, *self._seen(panel, previous, task))} if task.query[1] >= panel.span[1] else None
+            days = [day for day in range(*task.query) if day in scored]
+            self.report.append({"date": str(panel.days[task.query[0]]), "days": len(days), **facts, **more})
+            for day in days:
+                batch, output = self._scored(learner.net, sampler, day, score)
+                if not torch.isfinite(output).all():
+                    raise DataError(f"rule {self.name!r}: scores of {panel.days[day]}, in the task from {panel.days[task.query[0]]} on, are not "
+                                    "finite: infinite features, or steps that diverge (a smaller lr)")
+                yield batch, output
             previous = task
 
     def _seen(self, panel: Panel, previous: Task | None, task: Task) -> tuple[int, int]:
         """The days that a task and the one before learn from, windows included."""
-        longest = max(block.window for block in panel.blocks.values())
-        return max((previous or task).support[0] - longest + 1, 0), task.support[1]
+        back = max(block.window for block in panel.blocks.values()) - 1 + (self.loss.lag or 0)
+        return max((previous or task).support[0] - back, 0), task.support[1]
 
     def seed_of(self, panel: Panel, task: Task) -> int:
         """What dropout of a task depends on: the trainer's seed and the date, so that a resumed run is the same."""
@@ -258,8 +262,9 @@ class OnlineRule(SupervisedRule):
         return previous
 
     def figures(self):
-        norms = [row["adaptation"] for row in self.report if "adaptation" in row]
-        return {"adaptation": float(np.mean(norms))} if norms else {}
+        """Means over the tasks that scored a day: `adaptation` and `along_gradient`."""
+        rows = [row for row in self.report if row["days"]]
+        return {name: mean([row[name] for row in rows]) for name in ("adaptation", "along_gradient") if rows and name in rows[0]}
 
     # ---- state ------------------------------------------------------------------------------------------------------------
     def to(self, device):
@@ -267,7 +272,7 @@ class OnlineRule(SupervisedRule):
             self.adapters.to(device)
 
     def state_dict(self):
-        state = self.optimizer_state if self.optimizer is None else self.optimizer.state_dict()
+        state = self.optimizer_state if self.optimizer is None else None       # the trainer keeps that of a fit that is running
         return {"adapters": None if self.adapters is None else self.adapters.state_dict(), "optimizer": state, "start": self.start}
 
     def load_state_dict(self, state):
@@ -312,10 +317,10 @@ class IncrementalRule(OnlineRule):
             group["lr"] = self.trainer.lr if self.lr is None else self.lr
 
     def learn(self, learner, sampler, task, previous):
-        before = [p.detach().clone() for p in learner.net.parameters()]
-        losses = []
+        before, losses = [p.detach().clone() for p in learner.net.parameters()], []
+        first = task.support[0] if previous is None else max(task.support[0], previous.support[1])        # each day is learnt once
         for _ in range(self.passes):
-            for day in labelled(sampler, task.support):
+            for day in labelled(sampler, (first, max(first, task.support[1]))):
                 learner.net.train()
                 learner.optimizer.zero_grad(set_to_none=True)
                 losses.append(super().step(learner.net, sampler, int(day)))
@@ -354,6 +359,8 @@ class RollingRetrainRule(SupervisedRule):
     def attach(self, trainer, make_net, panel):
         super().attach(trainer, make_net, panel)
         if panel is not None:
+            if "test" not in panel.segments:
+                raise ConfigError(f"rule {self.name!r} counts its trainings from the first day of the test: give the dataset a segment test")
             self.nets = {}
             self.spans = {name: (str(panel.days[first]), str(panel.days[last - 1])) for name, (first, last) in panel.segments.items()}
 
@@ -415,9 +422,17 @@ class RollingRetrainRule(SupervisedRule):
 def positive(name: str, whole: bool = False, zero: bool = False, **values) -> None:
     """Raises ConfigError unless each value is a number above 0 (or 0 where that is allowed), whole where asked."""
     for key, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or not (value > 0 or (zero and value == 0)):
+        number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        if not (number and (value > 0 or (zero and value == 0))):
             raise ConfigError(f"rule {name!r}: {key}={value!r} must be {'a whole number' if whole else 'a number'}, "
                               f"{'not negative' if zero else 'positive'}")
+
+
+def flag(name: str, **values) -> None:
+    """Raises ConfigError unless each value is true or false."""
+    for key, value in values.items():
+        if not isinstance(value, bool):
+            raise ConfigError(f"rule {name!r}: {key}={value!r} must be true or false")
 
 
 def labelled(sampler: DaySampler, span: tuple[int, int]) -> np.ndarray:
@@ -447,22 +462,15 @@ def checked_step(name: str, panel: Panel, task: Task, before: list, after: list,
 
 
 def days_digest(panel: Panel, first: int, last: int) -> str:
-    """Hex digest of features, labels, universe and day values of the days ``first .. last - 1``."""
+    """Hex digest of universe, labels, day values and what windows show of the days ``first .. last - 1``."""
     digest = hashlib.blake2b(digest_size=16)
+    parts = [panel.label, *panel.stock_aux.values(), *(block.values for block in panel.blocks.values())]
+    stocks = np.flatnonzero(panel.universe[first:last].any(axis=0))
     for day in range(first, last):
-        stocks = np.flatnonzero(panel.rows[day] >= 0)
-        digest.update(panel.universe[day, stocks].tobytes())
-        rows = panel.rows[day, stocks]
-        parts = [panel.label, *panel.stock_aux.values(), *(block.values for block in panel.blocks.values())]
+        rows = panel.lookup[day, stocks]
+        digest.update(panel.universe[day, stocks].tobytes() + (panel.rows[day, stocks] >= 0).tobytes())
         digest.update(f"{panel.days[day]} {'|'.join(panel.instruments[stocks])}".encode())
         for part in [*(part[rows] for part in parts), *(values[day] for values in panel.day_aux.values())]:
             digest.update(np.ascontiguousarray(part).tobytes())
     return digest.hexdigest()
 
-
-def _on_cpu(state):
-    if isinstance(state, torch.Tensor):
-        return state.cpu()
-    if isinstance(state, dict):
-        return type(state)((key, _on_cpu(value)) for key, value in state.items())
-    return [_on_cpu(value) for value in state] if isinstance(state, list) else state

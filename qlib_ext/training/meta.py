@@ -4,7 +4,9 @@ With f the network of weights phi, G the feature and H the label adapter, task k
 
     theta = phi - lr * u(g),     g = grad_phi mean_support L(f(G(x); phi), H(y))
 
-u = identity (`sgd`), or Adam's direction with the moments of the outer optimiser (`adam`, as in the published code). It scores by
+u = identity (`sgd`), division by the root of the outer optimiser's second moments (`rms`), or Adam's direction with both its moments
+(`adam`, as in the published code; nine tenths of it is the momentum of the outer steps: `along_gradient` in the report is near 0, and the
+support hardly counts). It scores by
 ``H^-1(f(G(x); theta))``; the upper level is one optimiser step on the mean loss of the query days, for phi and the adapters. First
 order takes d theta / d phi = 1. Second order adds the exact rest, ``- lr * d/d(phi, adapters) [g . (u'(g) o v)]`` with v the query's
 gradient at theta, one support day at a time: memory does not grow with the length of the task.
@@ -21,12 +23,12 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from qlib_ext.data.sampler import Batch, DaySampler
-from qlib_ext.errors import ConfigError
+from qlib_ext.errors import ConfigError, DataError
 from qlib_ext.training.adapter import KINDS, FeatureAdapter, LabelAdapter
-from qlib_ext.training.incremental import Learner, OnlineRule, Task, checked_step, labelled, mean, positive
+from qlib_ext.training.incremental import Learner, OnlineRule, Task, checked_step, flag, labelled, mean, positive
 from qlib_ext.training.rule import day_loss, fill, forward, trainable
 
-INNER = ("rms", "adam", "sgd")
+INNER = ("sgd", "rms", "adam")
 STOCK = "stock"
 """The block that is adapted where a panel has several: exposures and the like stay what they are."""
 
@@ -51,7 +53,7 @@ class MAMLRule(OnlineRule):
 
     Args:
         lr: of the lower level's step.
-        inner: its direction, `adam` or `sgd` (see the module).
+        inner: its direction: `sgd`, `rms` or `adam` (see the module).
         first_order: leave out second derivatives.
         pretrain_epochs: epochs of day by day supervised training; the tasks begin from the best of them.
         online: learning rates of the online phase that differ: `lr`, `lr_model` (phi; the trainer's lr in the fit), `lr_adapter`.
@@ -65,10 +67,11 @@ class MAMLRule(OnlineRule):
     name = "maml"
     rates = ("lr", "lr_model")
 
-    def __init__(self, loss, task_length: int = 20, support: int | None = None, update: str = "after_close", lr: float = 1e-3,
-                 inner: str = "adam", first_order: bool = True, pretrain_epochs: int = 0, online: dict | None = None):
+    def __init__(self, loss, task_length: int = 20, support: int | None = None, update: str = "after_close", lr: float = 0.03,
+                 inner: str = "sgd", first_order: bool = True, pretrain_epochs: int = 0, online: dict | None = None):
         super().__init__(loss, task_length, support, update)
         positive(self.name, zero=True, lr=lr)
+        flag(self.name, first_order=first_order)
         positive(self.name, whole=True, zero=True, pretrain_epochs=pretrain_epochs)
         if inner not in INNER:
             raise ConfigError(f"rule {self.name!r}: inner {inner!r} is unknown; choose one of {list(INNER)}")
@@ -96,6 +99,9 @@ class MAMLRule(OnlineRule):
                               f"{needed}: make the segment longer, or task_length or support shorter")
 
     def attach(self, trainer, make_net, panel):
+        if trainer.epochs and self.pretrain_epochs >= trainer.epochs:
+            raise ConfigError(f"rule {self.name!r}: pretrain_epochs={self.pretrain_epochs} leaves none of the trainer's {trainer.epochs} epochs for "
+                              "tasks: fewer of these, or more of those")
         if self.inner != "sgd" and trainer.optimizer_class not in (torch.optim.Adam, torch.optim.AdamW):
             raise ConfigError(f"rule {self.name!r}: inner: {self.inner} takes the moments of the trainer's optimizer, and "
                               f"{trainer.optimizer_class.__name__} has none: choose optimizer: adam, or inner: sgd")
@@ -157,7 +163,9 @@ class MAMLRule(OnlineRule):
         theta = {name: (p.detach() - lr * self._direction(learner.optimizer, p, g)).requires_grad_()
                  for (name, p), g in zip(weights.items(), gradient)}
         moved = checked_step(self.name, sampler.panel, task, list(weights.values()), list(theta.values()), losses)
-        return Step(task, theta, gradient, seeds, {"support_loss": mean(losses), "adaptation": moved})
+        change = torch.cat([(p.detach() - t.detach()).ravel() for p, t in zip(weights.values(), theta.values())])
+        along = nn.functional.cosine_similarity(change, torch.cat([g.ravel() for g in gradient]), dim=0).item()
+        return Step(task, theta, gradient, seeds, {"support_loss": mean(losses), "adaptation": moved, "along_gradient": along})
 
     def upper(self, learner: Learner, sampler: DaySampler, step: Step, days: np.ndarray, lr: float) -> dict:
         """Adds to `grad` of weights and adapters the gradient of the mean loss of query `days` at theta; returns the losses."""
@@ -214,6 +222,10 @@ class MAMLRule(OnlineRule):
         """Scores with weights theta; None: phi."""
         return forward(learner.net, batch, theta)
 
+    def to(self, device):
+        super().to(device)
+        self._adapted = None
+
     # ---- online -----------------------------------------------------------------------------------------------------------
     def learn(self, learner, sampler, task, previous):
         """The upper level on what has become known of the previous task."""
@@ -230,6 +242,9 @@ class MAMLRule(OnlineRule):
         torch.manual_seed(self.seed_of(sampler.panel, task))
         learner.optimizer.zero_grad(set_to_none=True)
         facts = self.upper(learner, sampler, step, days, lr)
+        if not np.isfinite(facts["query_loss"]):
+            raise DataError(f"rule {self.name!r}: the loss on the query days {sampler.panel.days[days[0]]} .. {sampler.panel.days[days[-1]]} of "
+                            f"the task from {sampler.panel.days[previous.query[0]]} on is {facts['query_loss']}: a smaller lr")
         self.trainer.apply(learner.optimizer)
         return facts
 
@@ -256,19 +271,23 @@ class DoubleAdaptRule(MAMLRule):
         lr_adapter: learning rate of the adapters.
         alpha, sigma: of the pull of H towards the identity.
 
-    The other arguments are `MAMLRule`'s. `group` and the small `adapter_scale` are choices of this project: dense adapters have
-    f * f * heads weights, and start far from the identity.
+    The other arguments are `MAMLRule`'s. `group` and the small `adapter_scale` are choices of this project (dense adapters have f * f * heads
+    weights, and start far from the identity), as are `inner: sgd` and its `lr`; published are `dense`, 1, `adam` and 0.001. Labels that
+    are ranks, and losses that do not see an affine change of a day's labels (IC), want `adapt_y: false`.
     """
 
     name = "doubleadapt"
     rates = ("lr", "lr_model", "lr_adapter")
 
-    def __init__(self, loss, task_length: int = 20, support: int | None = None, update: str = "after_close", lr: float = 1e-3,
-                 inner: str = "adam", first_order: bool = True, pretrain_epochs: int = 0, online: dict | None = None, adapt_x: bool = True,
+    def __init__(self, loss, task_length: int = 20, support: int | None = None, update: str = "after_close", lr: float = 0.03,
+                 inner: str = "sgd", first_order: bool = True, pretrain_epochs: int = 0, online: dict | None = None, adapt_x: bool = True,
                  adapt_y: bool = True, adapter: str = "group", heads: int = 8, temperature: float = 10.0, label_gate: str = "last",
                  adapter_scale: float = 0.01, lr_adapter: float = 1e-2, alpha: float = 0.5, sigma: float = 2.0):
         super().__init__(loss, task_length, support, update, lr, inner, first_order, pretrain_epochs, online)
         positive(self.name, whole=True, heads=heads)
+        flag(self.name, adapt_x=adapt_x, adapt_y=adapt_y)
+        if adapt_y and not getattr(loss, "scores", True):
+            raise ConfigError(f"rule {self.name!r}: loss {loss.name!r} has no scores that labels could be compared with: adapt_y: false")
         positive(self.name, temperature=temperature, sigma=sigma)
         positive(self.name, zero=True, adapter_scale=adapter_scale, lr_adapter=lr_adapter, alpha=alpha)
         if adapter not in KINDS or label_gate not in ("last", "window"):

@@ -22,11 +22,12 @@ class Rule:
     saves `state_dict()` with each epoch, and validates as the rule predicts.
 
     Attributes:
-        optimizer: the optimiser of the fit that is running, else None.
+        optimizer: the optimiser of the fit that is running, else None; `optimizer_state`: where it ended, on the CPU.
         trainer, make_net: set by `attach`.
     """
 
     optimizer: torch.optim.Optimizer | None = None
+    optimizer_state: dict | None = None
     trainer = None
 
     def __init__(self, loss):
@@ -166,6 +167,15 @@ def forward(net: torch.nn.Module, batch: Batch, weights: dict[str, torch.Tensor]
 def trainable(net: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     """The parameters that learn, by name."""
     return {name: parameter for name, parameter in net.named_parameters() if parameter.requires_grad}
+
+
+def on_cpu(state):
+    """A copy of nested containers of tensors, on the CPU."""
+    if isinstance(state, torch.Tensor):
+        return state.detach().cpu().clone()
+    if isinstance(state, dict):
+        return type(state)((key, on_cpu(value)) for key, value in state.items())
+    return [on_cpu(value) for value in state] if isinstance(state, list) else state
 
 
 def one_score(output: torch.Tensor, horizon: int | None) -> torch.Tensor:

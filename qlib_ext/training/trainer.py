@@ -18,7 +18,7 @@ from qlib_ext.data.panel import Panel
 from qlib_ext.data.sampler import DaySampler, epoch_order
 from qlib_ext.errors import ConfigError, DataError
 from qlib_ext.report.metrics import ic, rank_ic
-from qlib_ext.training.rule import Rule, one_score, trainable
+from qlib_ext.training.rule import Rule, on_cpu, one_score, trainable
 
 METRICS = {"rank_ic": 1.0, "ic": 1.0, "loss": -1.0}
 
@@ -132,6 +132,8 @@ class Trainer:
         rule.at(epoch)
         count = None if self.days_per_epoch is None else max(self.days_per_epoch // rule.unit_days(), 1)
         order = epoch_order(rule.units(sampler.panel), self.seed, epoch, count)
+        if len(order) == 0:
+            raise DataError(f"nothing to learn from in epoch {epoch}: no unit of the rule in the training span {_span(sampler.panel)} has labels")
         for number, unit in enumerate(_bar(order, f"epoch {epoch + 1}/{self.epochs}", self.progress)):
             rule.at(epoch + number / len(order))
             net.train()
@@ -216,7 +218,7 @@ class _Run:
             value = METRICS[name] * row[f"valid_{name}"]
             if value > self.best_value or self.best is None:
                 self.best_value, self.history.best_epoch = (value if np.isfinite(value) else -np.inf), epoch
-                self.best = copy.deepcopy((self.net.state_dict(), self.rule.state_dict(), self.optimizer.state_dict()))
+                self.best = copy.deepcopy((self.net.state_dict(), self.rule.state_dict(), self.optimizer and self.optimizer.state_dict()))
         if self.state_file is not None:
             state = {"epoch": epoch, "net": self.net.state_dict(), "rule": self.rule.state_dict(), "best": self.best,
                      "optimizer": self.optimizer.state_dict(), "best_value": self.best_value, "history": vars(self.history)}
@@ -229,7 +231,8 @@ class _Run:
         net, rule = self.best[:2] if self.best else (self.net.state_dict(), copy.deepcopy(self.rule.state_dict()))
         self.net.load_state_dict(net)
         self.rule.load_state_dict(rule)
-        self.rule.optimizer = None
+        self.rule.optimizer_state = self.best[2] if self.best else self.optimizer and self.optimizer.state_dict()
+        self.rule.optimizer_state, self.rule.optimizer = on_cpu(self.rule.optimizer_state), None
         if self.best is None and self.history.epochs:
             self.history.best_epoch = len(self.history.epochs) - 1
         if self.state_file is not None and not keep_state:

@@ -74,6 +74,17 @@ def test_a_score_knows_nothing_after_its_day(name):
     assert not same(scores(fitted(name), panel, 43, 80)[68:], after[68:]), "nothing was learnt from what was changed: nothing was shown"
 
 
+def test_before_the_close_not_even_that_close_is_needed(monkeypatch):
+    """What `before_close` learns at a task's first day needs no label of that day's close; `after_close` does, and is caught."""
+    panel = online_panel()
+    assert [day for day in (48, 58, 63) if not same(*(scores(fitted("before_close"), one, 43, 80)[:day + 1]
+                                                      for one in (panel, corrupted(panel, day, REACH + 1))))] == []
+    honest = OnlineRule.split
+    monkeypatch.setattr(OnlineRule, "split", lambda self, reach: replace(honest(self, reach), gap=reach))
+    assert [day for day in (48, 58, 63) if not same(*(scores(fitted("before_close"), one, 43, 80)[:day + 1]
+                                                      for one in (panel, corrupted(panel, day, REACH + 1))))]
+
+
 def test_a_label_used_a_day_too_early_is_caught(monkeypatch):
     panel = online_panel()
     honest = OnlineRule.split
@@ -216,7 +227,7 @@ def test_a_step_that_diverges_is_named():
         with pytest.raises(DataError, match=r"scores 2020-02-13 onwards diverges .*2020-02-06 .. 2020-02-10.*smaller lr"):
             scores(model(rule, **options).fit_panel(panel), panel, 43, 80)
     panel.blocks["stock"].values[panel.rows[46, panel.stocks(46)]] = np.inf
-    with pytest.raises(DataError, match="scores 2020-02-23 onwards diverges"):
+    with pytest.raises(DataError, match="scores of 2020-02-16, in the task from 2020-02-13 on, are not finite"):
         scores(fitted("incremental"), panel, 43, 80)
 
 
@@ -276,6 +287,8 @@ def test_an_interrupted_rolling_fit_goes_on(tmp_path, monkeypatch):
     ({"name": "maml", "task_length": 20, "support": 20}, "train segment has 40 trading days, one task with its support takes 42"),
     ({"name": "incremental", "task_length": 0}, "task_length=0 must be a whole number, positive"),
     ({"name": "incremental", "lr": -1}, "lr=-1 must be a number, not negative"), ({"name": "incremental", "passes": 0}, "passes=0"),
+    ({"name": "maml", "pretrain_epochs": 2}, "pretrain_epochs=2 leaves none of the trainer's 2 epochs"),
+    ({"name": "doubleadapt", "adapt_y": "no"}, "adapt_y='no' must be true or false"), ({"name": "maml", "lr": float("inf")}, "lr=inf"),
     ({"name": "maml", "update": "noon"}, "'noon'.*after_close"), ({"name": "maml", "inner": "lbfgs"}, "'lbfgs'.*sgd"),
     ({"name": "maml", "online": {"lr_adapter": 1}}, r"\['lr_adapter'\].*lr_model"), ({"name": "maml", "online": 0.1}, "online=0.1 must name"), ({"name": "maml", "support": True}, "support=True"),
     ({"name": "doubleadapt", "adapter": "film"}, "'film'.*dense"), ({"name": "rolling_retrain", "window": "wide"}, "'wide'.*sliding"),
@@ -288,7 +301,7 @@ def test_bad_input_is_said_before_anything_is_trained(rule, said, monkeypatch):
 
 def test_the_inner_optimiser_needs_moments_and_the_panel_a_reach():
     with pytest.raises(ConfigError, match="SGD has none.*inner: sgd"):
-        model(RULES["maml"], trainer={"optimizer": "sgd"}).fit_panel(online_panel())
+        model({"name": "maml", "inner": "adam", "task_length": TASK}, trainer={"optimizer": "sgd"})
     with pytest.raises(ConfigError, match="when its labels become known"):
         model(RULES["maml"]).fit_panel(online_panel(meta={}))
 
@@ -300,6 +313,17 @@ def test_without_validation_the_online_phase_follows_the_training_labels():
     scores(made, bare, 0, 80)
     assert made.rule.report[0]["date"] == str(panel.days[39 + REACH])
     assert str(panel.days[58]) in [row["date"] for row in made.rule.report]
+
+
+def test_a_rule_without_a_place_to_begin():
+    panel = online_panel()
+    with pytest.raises(ConfigError, match="give the dataset a segment test"):
+        model("rolling_retrain").fit_panel(replace(panel, segments={"train": (0, 40), "valid": (43, 55)}))
+    with pytest.raises(ConfigError, match="valid begins before train ends"):
+        model(RULES["incremental"]).fit_panel(replace(panel, segments={**panel.segments, "valid": (30, 45)}))
+    panel.label[panel.rows[5:]] = np.nan
+    with pytest.raises(DataError, match="no unit of the rule in the training span 2020-01-01"):
+        model(RULES["maml"]).fit_panel(panel)
 
 
 def test_labelled_days_are_those_of_training_labels():
