@@ -120,6 +120,7 @@ VARIANTS = {
     "leak_market": {"features": FIELDS, "market_fit_end": MARKET_END},
 }
 SOUND = [name for name in VARIANTS if not name.startswith("leak")]
+ONLINE = ("alpha158", "fields")
 
 
 def build(store: str, out: str) -> None:
@@ -169,13 +170,14 @@ def refused(options: dict) -> bool:
 
 
 def fit(panel, arrays: dict, name: str) -> list:
-    """Small networks fitted on the train segment, stopped on valid."""
+    """Small networks fitted on the train segment, stopped on valid; one of them goes on learning from there."""
     from qlib_ext.models.gru import GRU
     from qlib_ext.models.master import MASTER
 
     trainer = {"epochs": 2, "lr": 1e-3, "days_per_epoch": 12, "device": "cpu", "progress": False, "resume": False, "threads": 1}
     models = [MASTER(d_model=8, temporal_heads=2, stock_heads=1, loss={"name": "weighted_mse"}, trainer=trainer)]
     models += [GRU(hidden_size=8, trainer=trainer)] if name in SOUND else []
+    models += [GRU(hidden_size=8, trainer=trainer, rule={"name": "doubleadapt", "task_length": 10})] if name in ONLINE else []
     for number, model in enumerate(models):
         model.fit_panel(panel)
         arrays[f"{name}.known.weights_{number}"] = np.concatenate([p.detach().numpy().ravel() for p in model.net_.parameters()])
@@ -303,8 +305,8 @@ def test_nothing_up_to_t_changes(stores, variant):
 @pytest.mark.parametrize("variant", SOUND)
 def test_everything_after_t_was_changed(stores, variant):
     """Else the corruption shows nothing."""
-    assert differing(stores, variant, "later") == {"features", "rows", "universe", "label", "label_eval", "label_raw", "market",
-                                                   "scores_0", "scores_1"}
+    scores = {"scores_0", "scores_1"} | ({"scores_2"} if variant in ONLINE else set())
+    assert differing(stores, variant, "later") == {"features", "rows", "universe", "label", "label_eval", "label_raw", "market"} | scores
 
 
 def test_every_feature_was_changed_after_t(stores):
@@ -330,7 +332,7 @@ def test_scores_do_not_depend_on_the_end_of_the_data(stores):
 
 
 def test_scores_do_not_depend_on_the_other_days_asked_for(stores):
-    assert stores[0]["spans"].all() and len(stores[0]["spans"]) == 8
+    assert stores[0]["spans"].all() and len(stores[0]["spans"]) == 12
 
 
 def test_a_batch_holds_one_date(stores):
