@@ -14,15 +14,22 @@ ROOT = Path(__file__).resolve().parents[1]
 FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in sorted((ROOT / "qlib_ext").rglob("*.py"))}
 
 # The first layer with a pattern that fits holds the module.
-PURE = ["errors", "jit", "signatures", "market_rules", "factors.*", "data.transform", "data.columns", "training.loss", "training.measure", "training.style_loss",
+PURE = ["errors", "jit", "signatures", "market_rules", "factors.*", "data.transform", "data.columns", "training.loss", "training.measure",
+        "training.style_loss",
         "models.layers", "risk.weighted", "risk.descriptor", "risk.style", "risk.regression", "risk.covariance", "risk.estimate",
-        "risk.snapshot", "risk.quality", "report.metrics", "report.paired", "report.market_facts", "portfolio.constraint", "portfolio.program", "portfolio.preset",
-        "portfolio.case", "portfolio.conic", "portfolio.solver", "portfolio.rounding", "portfolio.optimizer", "portfolio.enhanced_indexing", "portfolio.engine"]
+        "risk.snapshot", "risk.quality", "report.metrics", "report.paired", "report.market_facts", "portfolio.constraint",
+        "portfolio.program", "portfolio.preset",
+        "portfolio.case", "portfolio.conic", "portfolio.solver", "portfolio.rounding", "portfolio.optimizer",
+        "portfolio.enhanced_indexing", "portfolio.engine"]
 ADAPTERS = ["data.dataset", "data.processor", "data.arrays", "data.cross_section", "data.handler", "data.array_loader",
-            "data.field_reader", "data.table", "data.cache", "data.threads", "data.loader", "data.winner_loader", "data.style_loader", "data.segments",
-            "data.leaks", "data.universe", "models.base", "models.keeping", "models.member", "models.rolling", "models.ensemble", "risk.market", "risk.model", "risk.records", "risk.__main__",
-            "portfolio.strategy", "portfolio.closes", "portfolio.signal", "portfolio.rotation", "portfolio.exchange", "portfolio.records", "portfolio.__main__", "report.plots", "report.records", "report.tearsheet",
-            "report.compare", "report.choice", "report.runs", "store.*", "demo.*", "scale.*", "home", "check*", "workflow", "tracking", "packing",
+            "data.field_reader", "data.table", "data.cache", "data.threads", "data.loader", "data.winner_loader", "data.style_loader",
+            "data.segments",
+            "data.leaks", "data.universe", "models.base", "models.keeping", "models.member", "models.rolling", "models.ensemble",
+            "risk.market", "risk.model", "risk.records", "risk.__main__",
+            "portfolio.strategy", "portfolio.closes", "portfolio.signal", "portfolio.rotation", "portfolio.exchange", "portfolio.records",
+            "portfolio.__main__", "report.plots", "report.records", "report.tearsheet",
+            "report.compare", "report.choice", "report.runs", "store.*", "demo.*", "scale.*", "home", "check*", "workflow", "tracking",
+            "packing",
             "__main__"]
 TORCH = ["data.panel", "data.sampler", "data.pack", "training.*", "models.*"]
 LAYERS = {"pure": PURE, "adapters": ADAPTERS, "torch": TORCH}

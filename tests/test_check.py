@@ -171,7 +171,8 @@ def test_a_good_workflow_has_no_faults_and_leaves_nothing_behind(good, tmp_path)
     (f"{KWARGS}.aux.market.kwargs.path", "/nowhere/market.parquet", "there is no file /nowhere/market.parquet"),
     ("task.model.kwargs.checkpoint", "/nowhere/net.pt", "task.model.kwargs.checkpoint: there is no file /nowhere/net.pt"),
     ("task.model.kwargs.checkpoint", "", "task.model.kwargs.checkpoint: empty"),
-    ("task.model.kwargs.rule", {"name": "doubleadapt", "task_length": 3}, "task.model.kwargs.rule: rule 'doubleadapt': task_length=3 is not above"),
+    ("task.model.kwargs.rule", {"name": "doubleadapt", "task_length": 3}, "task.model.kwargs.rule: rule 'doubleadapt': task_length=3 is "
+                                                                          "not above"),
     ("task.model.kwargs.rule", {"name": "incremental", "task_length": 4000}, "trading days, a task 4000; make the segment longer"),
     ("task.model.kwargs.rule", {"name": "maml", "lrr": 1}, "does not take ['lrr']"),
     ("task.model.kwargs.online_state", "/nowhere/online.pt", "task.model.kwargs.online_state: there is no file /nowhere/online.pt"),

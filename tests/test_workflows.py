@@ -236,6 +236,7 @@ def test_main_workflow_runs_to_its_end_from_another_folder(environment, monkeypa
     folder = home / "artifacts" / "meta_master_csi1000" / run.info.run_id / "artifacts" / "portfolio_analysis"
     certificates = pd.read_parquet(folder / "certificates.parquet")
     assert len(certificates) == 104 and (certificates["violation"] <= 1e-8).all()
-    assert {"benchmarks.pkl", "benchmark_analysis.pkl", "exposures.parquet", "decisions.parquet"} <= {path.name for path in folder.iterdir()}
+    assert {"benchmarks.pkl", "benchmark_analysis.pkl", "exposures.parquet",
+            "decisions.parquet"} <= {path.name for path in folder.iterdir()}
     assert "epoch 1:" in done.stdout and "cut by 6 trading days" in done.stdout + done.stderr
     assert not list((home / "fits").iterdir()), "a finished fit leaves nothing to resume"

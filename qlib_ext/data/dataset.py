@@ -132,7 +132,8 @@ class PanelDatasetH(DatasetH):
         calendar = trading_calendar()
         needed = _label_offset_of(handler)
         if needed is None and self.embargo == "auto":
-            raise ConfigError(f"the label expression of {type(handler).__name__} cannot be read: give the dataset `embargo: <trading days>`")
+            raise ConfigError(f"the label expression of {type(handler).__name__} cannot be read: give the dataset `embargo: <trading "
+                              "days>`")
         offset = needed if self.embargo == "auto" else int(self.embargo)
         if needed is not None and offset < needed:
             raise ConfigError(f"embargo={offset} is shorter than the label's look ahead of {needed} trading days: that is a leak")

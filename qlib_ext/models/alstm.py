@@ -102,8 +102,8 @@ class MetaRiskControl(ALSTM):
     """ALSTM that sees style exposures and pays for leaning on them (`StyleIC`), and goes on learning online.
 
     It keeps the epoch with the smallest validation loss, penalty included: by RankIC it would keep one from before the penalty.
-    The keywords are `ALSTM`'s and `TorchModel`'s; `rule` is DoubleAdapt, which has no label adapter here unless it is asked for, because a correlation does not see
-    an affine change of the day's labels. Exposures are never adapted.
+    The keywords are `ALSTM`'s and `TorchModel`'s; `rule` is DoubleAdapt, which has no label adapter here unless it is asked for, because
+    a correlation does not see an affine change of the day's labels. Exposures are never adapted.
 
     The parts are the broker report's; their forms and all values are this project's choice. One-hot industries at the head are not built.
     """

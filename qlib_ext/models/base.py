@@ -312,9 +312,11 @@ class TorchModel(Model):
             raise DataError(f"{path} was not written by save_online")
         self.trained_on_ = _facts_of(panel)
         mine, theirs = self._online_facts(), stored["made_by"]
-        differ = [f"{key}: {theirs.get(key)} there, {mine.get(key)} here" for key in sorted({*mine, *theirs}) if mine.get(key) != theirs.get(key)]
+        differ = [f"{key}: {theirs.get(key)} there, {mine.get(key)} here" for key in sorted({*mine,
+                                                                                             *theirs}) if mine.get(key) != theirs.get(key)]
         if differ:
-            raise ConfigError(f"the online state {path} was made with another configuration ({'; '.join(differ)}): use the same, or fit anew")
+            raise ConfigError(f"the online state {path} was made with another configuration ({'; '.join(differ)}): use the same, or fit "
+                              "anew")
         self.sizes_ = self.sizes(panel)
         self.check_sizes(path, stored["sizes"], self.sizes_)
         self.rule.attach(self.trainer, self._net_maker(self.sizes_), panel)

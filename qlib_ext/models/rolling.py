@@ -141,7 +141,8 @@ def _share_panel(own, dataset) -> None:
 
 def _days(pair: tuple[str, str]) -> int:
     """Trading days from the first to the last day of a segment."""
-    return int(np.searchsorted(trading_calendar(), np.datetime64(pair[1])) - np.searchsorted(trading_calendar(), np.datetime64(pair[0]))) + 1
+    return int(np.searchsorted(trading_calendar(), np.datetime64(pair[1])) - np.searchsorted(trading_calendar(),
+                                                                                             np.datetime64(pair[0]))) + 1
 
 
 def _name(number: int) -> str:

@@ -1,4 +1,4 @@
-"""Rules that go on learning while time passes: the rolling task split, the online phase, fine-tuning and rolling retraining.
+"""Rules that go on learning while time passes: the rolling task split, the online phase, and fine-tuning.
 
 A task k has r query days, from its first query day q_k on, and a support: the days before whose labels are known when the task is
 decided. The label of day t becomes known at the close of t + reach (`Panel.label_reach`). All of task k is decided at the close of
@@ -19,7 +19,6 @@ import copy
 import hashlib
 import math
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Callable, Iterator
 
 import numpy as np
@@ -29,7 +28,6 @@ from qlib_ext.data.panel import Panel
 from qlib_ext.data.sampler import Batch, DaySampler
 from qlib_ext.errors import ConfigError, DataError
 from qlib_ext.training.rule import SupervisedRule, forward, on_cpu, trainable
-from qlib_ext.training.split import rolling_segments
 
 UPDATES = {"after_close": 0, "before_close": 1}
 LARGEST_STEP = 1.0
@@ -236,7 +234,8 @@ class OnlineRule(SupervisedRule):
             for day in days:
                 batch, output = self._scored(learner.net, sampler, day, score)
                 if not torch.isfinite(output).all():
-                    raise DataError(f"rule {self.name!r}: scores of {panel.days[day]}, in the task from {panel.days[task.query[0]]} on, are not "
+                    raise DataError(f"rule {self.name!r}: scores of {panel.days[day]}, in the task from {panel.days[task.query[0]]} on, "
+                                    "are not "
                                     "finite: infinite features, or steps that diverge (a smaller lr)")
                 yield batch, output
             previous = task
@@ -327,95 +326,6 @@ class IncrementalRule(OnlineRule):
                 self.trainer.apply(learner.optimizer)
         return {"support_loss": mean(losses), "adaptation": checked_step(self.name, sampler.panel, task, before,
                                                                         list(learner.net.parameters()), losses)}
-
-
-class RollingRetrainRule(SupervisedRule):
-    """A new network from the first weights every `task_length` days of the test segment, on segments that have moved along.
-
-    The first task's network is the one of the fit. The others are trained at the end of the fit (on the panel's test segment), or when
-    a day of theirs is first scored, with the trainer's settings and seed.
-
-    Args:
-        task_length: trading days between two trainings.
-        window: `expanding` (training keeps its first day) or `sliding`.
-
-    Raises:
-        ConfigError: a value that cannot work.
-    """
-
-    name = "rolling_retrain"
-
-    def __init__(self, loss, task_length: int = 60, window: str = "expanding"):
-        super().__init__(loss)
-        positive(self.name, whole=True, task_length=task_length)
-        if window not in ("expanding", "sliding"):
-            raise ConfigError(f"rule {self.name!r}: window {window!r} is unknown; choose 'expanding' or 'sliding'")
-        self.task_length, self.window = task_length, window
-        self.spans: dict[str, tuple[str, str]] = {}
-        self.nets: dict[int, dict] = {}
-
-    check = OnlineRule.check
-
-    def attach(self, trainer, make_net, panel):
-        super().attach(trainer, make_net, panel)
-        if panel is not None:
-            if "test" not in panel.segments:
-                raise ConfigError(f"rule {self.name!r} counts its trainings from the first day of the test: give the dataset a segment test")
-            self.nets = {}
-            self.spans = {name: (str(panel.days[first]), str(panel.days[last - 1])) for name, (first, last) in panel.segments.items()}
-
-    def _segments(self, panel: Panel, last: int) -> list[dict]:
-        """Segments of every task up to the day before `last`."""
-        spans = {name: (panel.position(first), panel.position(end) + 1) for name, (first, end) in self.spans.items()
-                 if name in ("train", "valid")}
-        first = panel.position(self.spans["test"][0])
-        tasks = max(math.ceil((last - first) / self.task_length), 1)
-        return rolling_segments({**spans, "test": (first, first + tasks * self.task_length)}, self.task_length, self.window)
-
-    def finish(self, net, panel, folder):
-        if "test" in panel.segments:
-            self._train(panel, panel.segments["test"][1], folder)
-
-    def _train(self, panel: Panel, last: int, folder: Path | None = None) -> None:
-        """Networks of the tasks up to the day before `last` that are not there yet."""
-        tasks = self._segments(panel, last)
-        for number, spans in enumerate(tasks):
-            if number == 0 or number in self.nets:
-                continue
-            days = {name: f"{panel.days[a]} .. {panel.days[b - 1]}" for name, (a, b) in spans.items() if name != "test"}
-            print(f"rolling retrain, task {number + 1} of {len(tasks)}: {days}", flush=True)
-            fresh = self.make_net()
-            self.trainer.fit(fresh, SupervisedRule(self.loss), panel.view(spans["train"], training=True),
-                             panel.view(spans["valid"]) if "valid" in spans else None,
-                             folder and Path(folder, f"task_{number}.pt"), keep_state=folder is not None)
-            self.nets[number] = {name: value.cpu() for name, value in fresh.state_dict().items()}
-
-    def predict(self, net, sampler):
-        """Scores of every day, by the network of its task."""
-        panel = sampler.panel
-        first, last = panel.span
-        border = panel.position(self.spans["test"][0]) if "test" in self.spans and self.spans["test"][0] <= str(panel.days[-1]) else last
-        if border + self.task_length >= last:
-            yield from super().predict(net, sampler)
-            return
-        if any(number not in self.nets for number in range(1, -(-(last - border) // self.task_length))):
-            self._train(panel, last)
-        starts = [first, *(day for day in range(border + self.task_length, last, self.task_length) if day > first)]
-        for start, stop in zip(starts, [*starts[1:], last]):
-            number = max((start - border) // self.task_length, 0)
-            used = net
-            if number:
-                used = copy.deepcopy(net)
-                used.load_state_dict(self.nets[number])
-            view = copy.copy(sampler)
-            view.panel = panel.view((start, stop))
-            yield from super().predict(used, view)
-
-    def state_dict(self):
-        return {"spans": self.spans, "nets": self.nets}
-
-    def load_state_dict(self, state):
-        self.spans, self.nets = dict(state["spans"]), dict(state["nets"])
 
 
 # ---- what rules share -------------------------------------------------------------------------------------------------------

@@ -76,10 +76,12 @@ class MAMLRule(OnlineRule):
         if inner not in INNER:
             raise ConfigError(f"rule {self.name!r}: inner {inner!r} is unknown; choose one of {list(INNER)}")
         if online is not None and not isinstance(online, dict):
-            raise ConfigError(f"rule {self.name!r}: online={online!r} must name rates, e.g. online: {{lr: 0.001}}; it takes {list(self.rates)}")
+            raise ConfigError(f"rule {self.name!r}: online={online!r} must name rates, e.g. online: {{lr: 0.001}}; it takes "
+                              f"{list(self.rates)}")
         online = dict(online or {})
         if set(online) - set(self.rates):
-            raise ConfigError(f"rule {self.name!r}: online does not take {sorted(set(online) - set(self.rates))}; it takes {list(self.rates)}")
+            raise ConfigError(f"rule {self.name!r}: online does not take {sorted(set(online) - set(self.rates))}; it takes "
+                              f"{list(self.rates)}")
         positive(self.name, zero=True, **{f"online.{key}": value for key, value in online.items()})
         self.lr, self.inner, self.first_order, self.pretrain_epochs, self.online = lr, inner, bool(first_order), pretrain_epochs, online
         self.epoch: float | None = None
@@ -90,7 +92,8 @@ class MAMLRule(OnlineRule):
         super().check(reach, lengths)
         gap = None if reach is None else self.split(reach).gap
         if gap is not None and self.task_length < gap:
-            raise ConfigError(f"rule {self.name!r}: task_length={self.task_length} is not above the label horizon: a label is known {reach} "
+            raise ConfigError(f"rule {self.name!r}: task_length={self.task_length} is not above the label horizon: a label is known "
+                              f"{reach} "
                               f"trading days later ({self.update}), so that no query day of a task could be learnt before the next begins; "
                               f"the smallest that works is {gap}")
         needed = None if gap is None else self.support + gap - 1 + self.task_length
@@ -100,7 +103,8 @@ class MAMLRule(OnlineRule):
 
     def attach(self, trainer, make_net, panel):
         if trainer.epochs and self.pretrain_epochs >= trainer.epochs:
-            raise ConfigError(f"rule {self.name!r}: pretrain_epochs={self.pretrain_epochs} leaves none of the trainer's {trainer.epochs} epochs for "
+            raise ConfigError(f"rule {self.name!r}: pretrain_epochs={self.pretrain_epochs} leaves none of the trainer's {trainer.epochs} "
+                              "epochs for "
                               "tasks: fewer of these, or more of those")
         if self.inner != "sgd" and trainer.optimizer_class not in (torch.optim.Adam, torch.optim.AdamW):
             raise ConfigError(f"rule {self.name!r}: inner: {self.inner} takes the moments of the trainer's optimizer, and "
@@ -142,7 +146,8 @@ class MAMLRule(OnlineRule):
             return super().step(net, sampler, unit)
         task = self.split(sampler.panel.label_reach).task(int(unit), int(unit) + self.task_length)
         learner = Learner(net, self.adapters, self.optimizer)
-        return self.upper(learner, sampler, self.lower(learner, sampler, task, self.lr), labelled(sampler, task.query), self.lr)["query_loss"]
+        return self.upper(learner, sampler, self.lower(learner, sampler, task, self.lr), labelled(sampler, task.query),
+                          self.lr)["query_loss"]
 
     # ---- the two levels ---------------------------------------------------------------------------------------------------
     def lower(self, learner: Learner, sampler: DaySampler, task: Task, lr: float) -> Step:
@@ -243,7 +248,8 @@ class MAMLRule(OnlineRule):
         learner.optimizer.zero_grad(set_to_none=True)
         facts = self.upper(learner, sampler, step, days, lr)
         if not np.isfinite(facts["query_loss"]):
-            raise DataError(f"rule {self.name!r}: the loss on the query days {sampler.panel.days[days[0]]} .. {sampler.panel.days[days[-1]]} of "
+            raise DataError(f"rule {self.name!r}: the loss on the query days {sampler.panel.days[days[0]]} .. "
+                            f"{sampler.panel.days[days[-1]]} of "
                             f"the task from {sampler.panel.days[previous.query[0]]} on is {facts['query_loss']}: a smaller lr")
         self.trainer.apply(learner.optimizer)
         return facts
@@ -271,9 +277,9 @@ class DoubleAdaptRule(MAMLRule):
         lr_adapter: learning rate of the adapters.
         alpha, sigma: of the pull of H towards the identity.
 
-    The other arguments are `MAMLRule`'s. `group` and the small `adapter_scale` are choices of this project (dense adapters have f * f * heads
-    weights, and start far from the identity), as are `inner: sgd` and its `lr`; published are `dense`, 1, `adam` and 0.001. Labels that
-    are ranks, and losses that do not see an affine change of a day's labels (IC), want `adapt_y: false`.
+    The other arguments are `MAMLRule`'s. `group` and the small `adapter_scale` are choices of this project (dense adapters have f * f *
+    heads weights, and start far from the identity), as are `inner: sgd` and its `lr`; published are `dense`, 1, `adam` and 0.001. Labels
+    that are ranks, and losses that do not see an affine change of a day's labels (IC), want `adapt_y: false`.
     """
 
     name = "doubleadapt"
@@ -362,7 +368,8 @@ class DoubleAdaptRule(MAMLRule):
         weight = self.alpha
         if self.first_order:
             with torch.no_grad():
-                before = mean([day_loss(self.loss, sampler, int(day), lambda batch: self.output(learner, batch, None)).item() for day in days])
+                before = mean([day_loss(self.loss, sampler, int(day), lambda batch: self.output(learner, batch,
+                                                                                                None)).item() for day in days])
             weight += (before - facts["query_loss"]) / self.sigma
             facts["query_loss_before"] = before
         support = labelled(sampler, step.task.support)

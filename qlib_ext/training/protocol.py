@@ -6,8 +6,9 @@ import inspect
 from typing import Mapping
 
 from qlib_ext.errors import ConfigError
-from qlib_ext.training.incremental import IncrementalRule, RollingRetrainRule
+from qlib_ext.training.incremental import IncrementalRule
 from qlib_ext.training.meta import DoubleAdaptRule, MAMLRule
+from qlib_ext.training.retrain import RollingRetrainRule
 from qlib_ext.training.rule import Rule, SupervisedRule
 
 RULES = {"supervised": SupervisedRule, "static": SupervisedRule,

@@ -133,7 +133,8 @@ class Trainer:
         count = None if self.days_per_epoch is None else max(self.days_per_epoch // rule.unit_days(), 1)
         order = epoch_order(rule.units(sampler.panel), self.seed, epoch, count)
         if len(order) == 0:
-            raise DataError(f"nothing to learn from in epoch {epoch}: no unit of the rule in the training span {_span(sampler.panel)} has labels")
+            raise DataError(f"nothing to learn from in epoch {epoch}: no unit of the rule in the training span {_span(sampler.panel)} "
+                            "has labels")
         for number, unit in enumerate(_bar(order, f"epoch {epoch + 1}/{self.epochs}", self.progress)):
             rule.at(epoch + number / len(order))
             net.train()

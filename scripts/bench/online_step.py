@@ -32,7 +32,8 @@ from qlib_ext.training.rule import day_loss, forward, trainable
 REACH = 6
 NETWORKS = {"GRU 64x2": (GRU, {}), "MASTER D=64": (MASTER, {"d_model": 64, "dropout": 0.0, "fused_attention": True})}
 RULES = {"incremental": {"name": "incremental"}, "maml": {"name": "maml"}, "doubleadapt group": {"name": "doubleadapt"},
-         "doubleadapt element": {"name": "doubleadapt", "adapter": "element"}, "doubleadapt dense": {"name": "doubleadapt", "adapter": "dense"},
+         "doubleadapt element": {"name": "doubleadapt", "adapter": "element"}, "doubleadapt dense": {"name": "doubleadapt",
+                                                                                                     "adapter": "dense"},
          "maml second order": {"name": "maml", "first_order": False}}
 
 
@@ -109,9 +110,12 @@ def main() -> None:
     elif options.memory:
         for network in NETWORKS:
             for length in (5, 10, 20, 40):
-                peak = [float(subprocess.run([sys.executable, __file__, "--one", network, way, "--stocks", str(options.stocks), "--length", str(length)],
-                                             capture_output=True, text=True, check=True).stdout.split()[-1]) for way in ("ours", "autograd")]
-                print(f"{network}, {options.stocks} stocks, tasks of {length:2d} days: ours {peak[0]:6.0f} MiB, autograd through the task {peak[1]:6.0f} MiB")
+                peak = [float(subprocess.run([sys.executable, __file__, "--one", network, way, "--stocks", str(options.stocks),
+                                              "--length", str(length)],
+                                             capture_output=True, text=True, check=True).stdout.split()[-1]) for way in ("ours",
+                                                                                                                         "autograd")]
+                print(f"{network}, {options.stocks} stocks, tasks of {length:2d} days: ours {peak[0]:6.0f} MiB, autograd through the "
+                      f"task {peak[1]:6.0f} MiB")
     else:
         times(options)
 

@@ -82,7 +82,8 @@ def test_unknown_features_of_a_stock_give_no_nan():
 
 
 def test_groups_of_alpha158():
-    names = Alpha158DL.get_feature_config({"kbar": {}, "price": {"windows": [0], "feature": ["OPEN", "HIGH", "LOW", "VWAP"]}, "rolling": {}})[1]
+    names = Alpha158DL.get_feature_config({"kbar": {}, "price": {"windows": [0], "feature": ["OPEN", "HIGH", "LOW", "VWAP"]},
+                                           "rolling": {}})[1]
     groups = np.array(feature_groups(names))
     sizes = np.bincount(groups)
     assert sizes[0] == 9 and sizes[1] == 4 and set(sizes[2:]) == {5} and len(sizes) == 31

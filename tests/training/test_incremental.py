@@ -290,7 +290,10 @@ def test_an_interrupted_rolling_fit_goes_on(tmp_path, monkeypatch):
     ({"name": "maml", "pretrain_epochs": 2}, "pretrain_epochs=2 leaves none of the trainer's 2 epochs"),
     ({"name": "doubleadapt", "adapt_y": "no"}, "adapt_y='no' must be true or false"), ({"name": "maml", "lr": float("inf")}, "lr=inf"),
     ({"name": "maml", "update": "noon"}, "'noon'.*after_close"), ({"name": "maml", "inner": "lbfgs"}, "'lbfgs'.*sgd"),
-    ({"name": "maml", "online": {"lr_adapter": 1}}, r"\['lr_adapter'\].*lr_model"), ({"name": "maml", "online": 0.1}, "online=0.1 must name"), ({"name": "maml", "support": True}, "support=True"),
+    ({"name": "maml", "online": {"lr_adapter": 1}}, r"\['lr_adapter'\].*lr_model"), ({"name": "maml", "online": 0.1},
+                                                                                     "online=0.1 must name"), ({"name": "maml",
+                                                                                                                "support": True},
+                                                                                                               "support=True"),
     ({"name": "doubleadapt", "adapter": "film"}, "'film'.*dense"), ({"name": "rolling_retrain", "window": "wide"}, "'wide'.*sliding"),
 ])
 def test_bad_input_is_said_before_anything_is_trained(rule, said, monkeypatch):

@@ -206,7 +206,8 @@ def test_still_adapters_are_plain_maml():
 def test_rate_zero_is_supervised_training_on_the_queries(name):
     panel = online_panel()
     still = {"adapter_scale": 0.0, "lr_adapter": 0.0} if name == "doubleadapt" else {}
-    made = model({"name": name, "task_length": TASK, "lr": 0.0, **still}, dropout=0.0, epochs=3, trainer={"patience": None}).fit_panel(panel)
+    made = model({"name": name, "task_length": TASK, "lr": 0.0, **still}, dropout=0.0, epochs=3,
+                 trainer={"patience": None}).fit_panel(panel)
     net = Tiny(dropout=0.0, rule="static", trainer={"epochs": 0, "device": "cpu", "progress": False}).fit_panel(panel).net_
     start, history = copy.deepcopy(net), []
     optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
@@ -245,7 +246,8 @@ class LSTM(Tiny):
 
 @pytest.mark.parametrize("net, options", [
     (GRU, {"hidden_size": 5, "num_layers": 2, "dropout": 0.0}), (LSTM, {}),
-    (MASTER, {"d_model": 8, "temporal_heads": 2, "dropout": 0.0}), (MASTER, {"d_model": 8, "temporal_heads": 2, "dropout": 0.0, "fused_attention": True}),
+    (MASTER, {"d_model": 8, "temporal_heads": 2, "dropout": 0.0}), (MASTER, {"d_model": 8, "temporal_heads": 2, "dropout": 0.0,
+                                                                             "fused_attention": True}),
 ], ids=["GRU", "LSTM", "MASTER", "MASTER-fused"])
 def test_second_order_of_real_networks(net, options):
     rule, learner, sampler, task = started({"name": "maml", "inner": "sgd", "first_order": False}, net=net, **options)
@@ -323,7 +325,8 @@ def test_tasks_begin_from_the_best_pretrained_weights(tmp_path):
 @pytest.mark.slow
 def test_a_feature_that_flips_its_sign_every_60_days():
     """Fine-tuning lags, one step of weights that were learnt for it does not; at a published rate hardly anything moves."""
-    panel = online_panel(days=420, stocks=60, unlabelled=0.0, holes=0.05, segments={"train": (0, 240), "valid": (243, 300), "test": (303, 420)})
+    panel = online_panel(days=420, stocks=60, unlabelled=0.0, holes=0.05, segments={"train": (0, 240), "valid": (243, 300), "test": (303,
+                                                                                                                                     420)})
     draw = np.random.default_rng(100)
     for day in range(420):
         rows = panel.rows[day][panel.rows[day] >= 0]
@@ -335,13 +338,15 @@ def test_a_feature_that_flips_its_sign_every_60_days():
         made = model({"task_length": TASK, **rule} if rule else "static", dropout=0.0, hidden_size=8, epochs=epochs,
                      trainer={"patience": None, "lr": 5e-3}).fit_panel(panel)
         days, stocks, values = made.predict_panel(panel.view("test"))
-        return daily_ic(values, panel.label_raw[panel.rows[days, stocks], 0], days, day_count=420)[303:], made.rule.figures().get("adaptation")
+        return daily_ic(values, panel.label_raw[panel.rows[days, stocks], 0], days,
+                        day_count=420)[303:], made.rule.figures().get("adaptation")
 
     static, _ = test_ic(None, 10)
     tuned, _ = test_ic({"name": "incremental", "lr": 0.01}, 10)
     still, little = test_ic({"name": "doubleadapt", "inner": "adam", "lr": 1e-3}, 10)
     learnt, much = test_ic({"name": "doubleadapt", "inner": "sgd", "lr": 0.5, "first_order": False}, 25)
-    figures = {name: round(float(np.nanmean(values)), 3) for name, values in (("static", static), ("incremental", tuned), ("published rate", still),
+    figures = {name: round(float(np.nanmean(values)), 3) for name, values in (("static", static), ("incremental", tuned),
+                                                                              ("published rate", still),
                                                                               ("doubleadapt", learnt))}
     print(figures, little, much)
     assert learnt.mean() > tuned.mean() + 0.1 and tuned.mean() > static.mean() + 0.05
