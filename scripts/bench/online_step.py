@@ -45,11 +45,11 @@ def panel_of(stocks: int, length: int, tasks: int) -> Panel:
                    span=None, training=False, meta={"embargo": REACH})
 
 
-def started(network: str, rule: dict, panel: Panel, length: int) -> TorchModel:
-    """A model whose optimiser has its moments: a fit of two days or one task."""
+def started(network: str, rule: dict, panel: Panel, length: int, epochs: int = 1) -> TorchModel:
+    """A model whose optimiser has its moments: a fit of two days or one task; with no epoch, one that has done nothing yet."""
     kind, options = NETWORKS[network]
     return kind(**options, rule={**rule, "task_length": length},
-                trainer={"epochs": 1, "days_per_epoch": 2, "device": "cpu", "progress": False, "resume": False}).fit_panel(panel)
+                trainer={"epochs": epochs, "days_per_epoch": 2, "device": "cpu", "progress": False, "resume": False}).fit_panel(panel)
 
 
 def times(options) -> None:
@@ -73,7 +73,7 @@ def memory(network: str, way: str, stocks: int, length: int) -> None:
     """Prints MiB over the start at the peak of one second-order gradient."""
     torch.set_num_threads(1)
     panel = panel_of(stocks, length, 2)
-    model = started(network, {"name": "maml", "first_order": False, "inner": "sgd"}, panel, length)
+    model = started(network, {"name": "maml", "first_order": False, "inner": "sgd"}, panel, length, epochs=0)
     rule, net, sampler = model.rule, model.net_, DaySampler(panel.view((0, len(panel.days)), training=True))
     task = rule.split(REACH).past(*panel.segments["train"])[0] if way == "ours" else rule.split(REACH).past(8, len(panel.days))[0]
     start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -109,7 +109,7 @@ def main() -> None:
         memory(*options.one, options.stocks, options.length)
     elif options.memory:
         for network in NETWORKS:
-            for length in (5, 10, 20, 40):
+            for length in (10, 20, 40):
                 peak = [float(subprocess.run([sys.executable, __file__, "--one", network, way, "--stocks", str(options.stocks),
                                               "--length", str(length)],
                                              capture_output=True, text=True, check=True).stdout.split()[-1]) for way in ("ours",
