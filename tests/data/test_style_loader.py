@@ -232,7 +232,7 @@ def said_by_check(model, folder, given=("style",), **options):
     loaders = {name: loaders[name] for name in given}
     add = lambda where, what, advice: found.append(f"{where}: {what}; {advice}")  # noqa: E731
     check_dataset_values(add, "dataset", options, loaders)
-    check_model(add, model, None, options, loaders, True)
+    check_model(add, "task.model.kwargs", model, None, options, loaders, True)
     return found
 
 
