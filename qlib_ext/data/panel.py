@@ -147,8 +147,8 @@ class Panel:
         """Day positions of this view on which at least two stocks carry a label of the kind its batches show."""
         label = self.label if self.training else self.label_eval
         first, last = self.span
-        labelled = np.isfinite(label).any(axis=1)       # False in the last row, which is that of absent stocks
-        count = (labelled[self.rows[first:last]] & self.universe[first:last]).sum(axis=1)
+        labelled = np.isfinite(label[self.rows[first:last]]).any(axis=2)       # False in the last row, which is that of absent stocks
+        count = (labelled & self.universe[first:last]).sum(axis=1)
         return first + np.flatnonzero(count >= 2)
 
     def position(self, day) -> int:

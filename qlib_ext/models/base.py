@@ -8,6 +8,7 @@ import json
 import platform
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from qlib_ext import __version__
 from qlib_ext.data.panel import Panel
 from qlib_ext.data.sampler import DaySampler
 from qlib_ext.errors import ConfigError, DataError, NotFittedError, ShapeError
-from qlib_ext.models.keeping import active_recorder, epoch_logger, keep_online, read_checkpoint, save_card, state_file, write_aside
+from qlib_ext.models.keeping import active_recorder, epoch_logger, keep_online, kept_folder, read_checkpoint, save_card, write_aside
 from qlib_ext.training.loss import make_loss
 from qlib_ext.training.protocol import make_rule
 from qlib_ext.training.rule import one_score
@@ -157,9 +158,11 @@ class TorchModel(Model):
         self.rule.check(panel.meta.get("embargo"), {name: last - first for name, (first, last) in panel.segments.items()})
         self.rule.attach(self.trainer, make_net, panel)
         recorder = active_recorder()
-        with state_file(self._fit_key(panel, net), self.trainer) as state:
-            history = self.trainer.fit(net, self.rule, train, valid, state, epoch_logger(recorder), keep_state=True)
-            self.rule.finish(net, panel, state and state.parent)
+        resumable = self.trainer.resume and self.trainer.epochs
+        with kept_folder("fits", self._fit_key(panel, net)) if resumable else nullcontext() as folder:
+            history = self.trainer.fit(net, self.rule, train, valid, folder and folder / "state.pt", epoch_logger(recorder),
+                                       keep_state=True)
+            self.rule.finish(net, panel, folder)
         self.rule.to(torch.device("cpu"))
         self.net_, self.sizes_, self.history_, self.trained_on_ = net.cpu().eval(), sizes, history, _facts_of(panel)
         self.run_card_ = self._run_card(panel, time.perf_counter() - started)
@@ -281,7 +284,6 @@ class TorchModel(Model):
         write_aside(Path(path), {"class": type(self).__name__, "net_options": self.net_options, "sizes": self.sizes_,
                                   "weights": self.net_.state_dict(), "run_card": json.dumps(self.run_card_, default=repr)})
 
-
     # ---- going on ---------------------------------------------------------------------------------------------------------
     def save_online(self, path: str | Path) -> None:
         """Where the online phase of the last `predict` stands: weights, adapters, optimiser and last task in one file.
@@ -312,8 +314,8 @@ class TorchModel(Model):
             raise DataError(f"{path} was not written by save_online")
         self.trained_on_ = _facts_of(panel)
         mine, theirs = self._online_facts(), stored["made_by"]
-        differ = [f"{key}: {theirs.get(key)} there, {mine.get(key)} here" for key in sorted({*mine,
-                                                                                             *theirs}) if mine.get(key) != theirs.get(key)]
+        differ = [f"{key}: {theirs.get(key)} there, {mine.get(key)} here" for key in sorted({*mine, *theirs})
+                  if mine.get(key) != theirs.get(key)]
         if differ:
             raise ConfigError(f"the online state {path} was made with another configuration ({'; '.join(differ)}): use the same, or fit "
                               "anew")

@@ -8,8 +8,8 @@ import pandas as pd
 from qlib.model.base import Model
 
 from qlib_ext.errors import ConfigError, DataError, NotFittedError
-from qlib_ext.models.member import (active_experiment, as_scores, fit_key, fit_member, kept_models, logger, model_class,
-                                    recorded_as)
+from qlib_ext.models.keeping import active_recorder, kept_folder
+from qlib_ext.models.member import as_scores, fit_key, fit_member, logger, model_class, recorded_as
 from qlib_ext.models.rolling import RollingRetrain
 from qlib_ext.signatures import keywords
 
@@ -56,7 +56,7 @@ class Ensemble(Model):
     def fit(self, dataset, reweighter=None) -> "Ensemble":
         """Fit every member on the dataset."""
         models = {}
-        with kept_models("ensembles", fit_key(dataset, list(self.members.values()), list(self.members))) as folder:
+        with kept_folder("ensembles", fit_key(dataset, list(self.members.values()), list(self.members))) as folder:
             for number, (name, config) in enumerate(self.members.items(), 1):
                 print(f"member {number} of {len(self.members)}: {name}", flush=True)
                 models[name] = fit_member(config, dataset, reweighter, name, "members", folder)
@@ -183,7 +183,7 @@ def _common(scores: dict[str, pd.Series]) -> pd.DataFrame:
 
 
 def _record(scores: dict[str, pd.Series]) -> None:
-    experiment = active_experiment()
-    if experiment is not None and experiment.active_recorder is not None:
+    recorder = active_recorder()
+    if recorder is not None:
         frames = {f"pred_{name}.pkl": series.to_frame() for name, series in scores.items()}
-        experiment.active_recorder.save_objects(artifact_path="members", **frames)
+        recorder.save_objects(artifact_path="members", **frames)

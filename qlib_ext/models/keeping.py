@@ -10,6 +10,7 @@ import sys
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Iterator
 
 import numpy as np
 import torch
@@ -44,12 +45,12 @@ def read_checkpoint(path: str | Path) -> dict:
 
 
 @contextmanager
-def state_file(key: str, trainer):
-    """The file an interrupted fit leaves behind; locked, so that a second fit of the same key runs without it."""
-    if not (trainer.resume and trainer.epochs):
-        yield None
-        return
-    folder = home() / "fits" / key
+def kept_folder(kind: str, key: str) -> Iterator[Path | None]:
+    """The folder ``home()/kind/key`` of what an interrupted fit leaves, gone when the fit ends well.
+
+    It is locked: a second fit of the same key, which runs at the same time, gets None and keeps nothing.
+    """
+    folder = home() / kind / key
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "w") as lock:
         try:
@@ -58,19 +59,24 @@ def state_file(key: str, trainer):
             print(f"the same fit is running in another process ({folder}): this one will not be resumable", file=sys.stderr)
             yield None
             return
-        yield folder / "state.pt"
+        yield folder
         shutil.rmtree(folder, ignore_errors=True)  # with what a killed fit may have left half-written
 
 
-def active_recorder():
-    """The running Qlib recorder, or None."""
+def active_experiment():
+    """Qlib's running experiment, or None."""
     if "qlib" not in sys.modules:
         return None
     from qlib.workflow import R
     try:
-        experiment = R.exp_manager.active_experiment
+        return R.exp_manager.active_experiment
     except AttributeError:  # Qlib was imported but not initialised
         return None
+
+
+def active_recorder():
+    """The running Qlib recorder, or None."""
+    experiment = active_experiment()
     return experiment.active_recorder if experiment is not None else None
 
 

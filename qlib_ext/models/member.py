@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-import fcntl
 import hashlib
 import json
 import os
 import pickle
-import shutil
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,13 +19,12 @@ from qlib.config import C
 from qlib.data.dataset.handler import DataHandlerLP
 from qlib.log import get_module_logger
 from qlib.utils import init_instance_by_config
-from qlib.workflow import R
 
 import qlib_ext
 from qlib_ext.data.segments import segment_positions
 from qlib_ext.data.universe import trading_calendar
 from qlib_ext.errors import ConfigError, DataError
-from qlib_ext.home import home
+from qlib_ext.models.keeping import active_experiment
 from qlib_ext.signatures import did_you_mean, keywords
 from qlib_ext.store.metadata import fingerprint
 from qlib_ext.workflow import class_nodes
@@ -89,22 +86,6 @@ def fit_member(config: dict, dataset, reweighter, name: str, group: str, folder:
 
 
 # ---- what an interrupted fit leaves -------------------------------------------------------------------------------------------
-@contextmanager
-def kept_models(kind: str, key: str) -> Iterator[Optional[Path]]:
-    """The folder ``home()/kind/key`` for finished members, gone when the fit ends well; None while another process has it."""
-    folder = home() / kind / key
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            logger.warning(f"the same fit is running in another process ({folder}): this one will not be resumable")
-            yield None
-            return
-        yield folder
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def fit_key(dataset, configs: list[dict], *options) -> str:
     """Hex digest of what decides a fit: configurations, code, store, and the dataset's options and values.
 
@@ -144,11 +125,6 @@ def _sample(dataset) -> Iterator[bytes]:
 
 
 # ---- the recorder -------------------------------------------------------------------------------------------------------------
-def active_experiment():
-    """Qlib's running experiment, or None (also before `qlib.init`)."""
-    return getattr(getattr(R, "exp_manager", None), "active_experiment", None)
-
-
 class _NamedRecorder:
     """A recorder in which metrics begin with a name and files lie in a folder of that name."""
 

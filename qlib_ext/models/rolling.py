@@ -10,7 +10,8 @@ from qlib_ext.data.dataset import _label_offset_of
 from qlib_ext.data.segments import segment_positions, trim_segments
 from qlib_ext.data.universe import trading_calendar
 from qlib_ext.errors import ConfigError, NotFittedError
-from qlib_ext.models.member import as_scores, fit_key, fit_member, kept_models, logger, model_class, recorded_as
+from qlib_ext.models.keeping import kept_folder
+from qlib_ext.models.member import as_scores, fit_key, fit_member, logger, model_class, recorded_as
 from qlib_ext.training.split import rolling_segments
 
 SEGMENTS = ("train", "valid", "test")
@@ -54,11 +55,12 @@ class RollingRetrain(Model):
         """
         tasks = self.tasks(dataset)
         models, key = [], fit_key(dataset, [self.model], tasks)
-        with kept_models("rolling", key) as folder:
+        with kept_folder("rolling", key) as folder:
             for number, task in enumerate(tasks):
                 print(f"task {number + 1} of {len(tasks)}: " + ", ".join(f"{name} {task[name][0]} to {task[name][1]}" for name in task),
                       flush=True)
-                short = _days(task["test"]) < self.step      # a model that learns online may ask for a whole task of its own
+                first, last = segment_positions({"test": task["test"]}, trading_calendar())["test"]
+                short = last - first + 1 < self.step         # a model that learns online may ask for a whole task of its own
                 own = with_segments(dataset, {name: pair for name, pair in task.items() if name != "test" or not short})
                 models.append(fit_member(self.model, own, reweighter, _name(number), "tasks", folder))
                 _share_panel(own, dataset)
@@ -137,12 +139,6 @@ def _share_panel(own, dataset) -> None:
     if getattr(own, "_panel", None) is not None and getattr(dataset, "_panel", None) is None:
         dataset._panel = own._panel
         dataset.config(segments=dataset.asked_segments)
-
-
-def _days(pair: tuple[str, str]) -> int:
-    """Trading days from the first to the last day of a segment."""
-    return int(np.searchsorted(trading_calendar(), np.datetime64(pair[1])) - np.searchsorted(trading_calendar(),
-                                                                                             np.datetime64(pair[0]))) + 1
 
 
 def _name(number: int) -> str:

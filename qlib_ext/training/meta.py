@@ -83,7 +83,7 @@ class MAMLRule(OnlineRule):
             raise ConfigError(f"rule {self.name!r}: online does not take {sorted(set(online) - set(self.rates))}; it takes "
                               f"{list(self.rates)}")
         positive(self.name, zero=True, **{f"online.{key}": value for key, value in online.items()})
-        self.lr, self.inner, self.first_order, self.pretrain_epochs, self.online = lr, inner, bool(first_order), pretrain_epochs, online
+        self.lr, self.inner, self.first_order, self.pretrain_epochs, self.online = lr, inner, first_order, pretrain_epochs, online
         self.epoch: float | None = None
         self._adapted: tuple[Learner, Step] | None = None
 
@@ -93,9 +93,8 @@ class MAMLRule(OnlineRule):
         gap = None if reach is None else self.split(reach).gap
         if gap is not None and self.task_length < gap:
             raise ConfigError(f"rule {self.name!r}: task_length={self.task_length} is not above the label horizon: a label is known "
-                              f"{reach} "
-                              f"trading days later ({self.update}), so that no query day of a task could be learnt before the next begins; "
-                              f"the smallest that works is {gap}")
+                              f"{reach} trading days later ({self.update}), so that no query day of a task could be learnt before the next "
+                              f"begins; the smallest that works is {gap}")
         needed = None if gap is None else self.support + gap - 1 + self.task_length
         if needed is not None and "train" in lengths and lengths["train"] < needed:
             raise ConfigError(f"rule {self.name!r}: the train segment has {lengths['train']} trading days, one task with its support takes "
@@ -104,8 +103,7 @@ class MAMLRule(OnlineRule):
     def attach(self, trainer, make_net, panel):
         if trainer.epochs and self.pretrain_epochs >= trainer.epochs:
             raise ConfigError(f"rule {self.name!r}: pretrain_epochs={self.pretrain_epochs} leaves none of the trainer's {trainer.epochs} "
-                              "epochs for "
-                              "tasks: fewer of these, or more of those")
+                              "epochs for tasks: fewer of these, or more of those")
         if self.inner != "sgd" and trainer.optimizer_class not in (torch.optim.Adam, torch.optim.AdamW):
             raise ConfigError(f"rule {self.name!r}: inner: {self.inner} takes the moments of the trainer's optimizer, and "
                               f"{trainer.optimizer_class.__name__} has none: choose optimizer: adam, or inner: sgd")
@@ -249,8 +247,8 @@ class MAMLRule(OnlineRule):
         facts = self.upper(learner, sampler, step, days, lr)
         if not np.isfinite(facts["query_loss"]):
             raise DataError(f"rule {self.name!r}: the loss on the query days {sampler.panel.days[days[0]]} .. "
-                            f"{sampler.panel.days[days[-1]]} of "
-                            f"the task from {sampler.panel.days[previous.query[0]]} on is {facts['query_loss']}: a smaller lr")
+                            f"{sampler.panel.days[days[-1]]} of the task from {sampler.panel.days[previous.query[0]]} on is "
+                            f"{facts['query_loss']}: a smaller lr")
         self.trainer.apply(learner.optimizer)
         return facts
 
@@ -299,7 +297,7 @@ class DoubleAdaptRule(MAMLRule):
         if adapter not in KINDS or label_gate not in ("last", "window"):
             raise ConfigError(f"rule {self.name!r}: adapter={adapter!r} must be one of {list(KINDS)}, label_gate={label_gate!r} one of "
                               "['last', 'window']")
-        self.adapt_x, self.adapt_y, self.lr_adapter, self.alpha, self.sigma = bool(adapt_x), bool(adapt_y), lr_adapter, alpha, sigma
+        self.adapt_x, self.adapt_y, self.lr_adapter, self.alpha, self.sigma = adapt_x, adapt_y, lr_adapter, alpha, sigma
         self.options = dict(adapter=adapter, heads=heads, temperature=temperature, label_gate=label_gate, adapter_scale=adapter_scale)
         self.shape: dict | None = None
 
@@ -368,8 +366,8 @@ class DoubleAdaptRule(MAMLRule):
         weight = self.alpha
         if self.first_order:
             with torch.no_grad():
-                before = mean([day_loss(self.loss, sampler, int(day), lambda batch: self.output(learner, batch,
-                                                                                                None)).item() for day in days])
+                before = mean([day_loss(self.loss, sampler, int(day), lambda batch: self.output(learner, batch, None)).item()
+                               for day in days])
             weight += (before - facts["query_loss"]) / self.sigma
             facts["query_loss_before"] = before
         support = labelled(sampler, step.task.support)

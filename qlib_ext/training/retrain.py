@@ -10,7 +10,7 @@ from qlib_ext.data.panel import Panel
 from qlib_ext.errors import ConfigError
 from qlib_ext.training.incremental import OnlineRule, positive
 from qlib_ext.training.rule import SupervisedRule
-from qlib_ext.training.split import rolling_segments
+from qlib_ext.training.split import KINDS, rolling_segments
 
 
 class RollingRetrainRule(SupervisedRule):
@@ -32,8 +32,8 @@ class RollingRetrainRule(SupervisedRule):
     def __init__(self, loss, task_length: int = 60, window: str = "expanding"):
         super().__init__(loss)
         positive(self.name, whole=True, task_length=task_length)
-        if window not in ("expanding", "sliding"):
-            raise ConfigError(f"rule {self.name!r}: window {window!r} is unknown; choose 'expanding' or 'sliding'")
+        if window not in KINDS:
+            raise ConfigError(f"rule {self.name!r}: window {window!r} is unknown; choose one of {list(KINDS)}")
         self.task_length, self.window = task_length, window
         self.spans: dict[str, tuple[str, str]] = {}
         self.nets: dict[int, dict] = {}

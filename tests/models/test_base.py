@@ -20,7 +20,7 @@ from qlib_ext.models.base import TorchModel
 from qlib_ext.models.gru import GRU
 from qlib_ext.models.master import MASTER
 from qlib_ext.training.rule import SupervisedRule
-from small_market import SEGMENTS, build_store, start_qlib
+from small_market import SEGMENTS, start_qlib
 from small_panels import QUIET, small_panel
 
 ROOT = Path(qlib_ext.__file__).resolve().parents[1]
@@ -303,11 +303,6 @@ def test_without_resume_nothing_is_written(break_at, own_home):
 
 
 # ---- with Qlib ----------
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    return build_store(tmp_path_factory.getbasetemp() / "small_market")
-
-
 @pytest.fixture(scope="module")
 def dataset(store):
     start_qlib(store)

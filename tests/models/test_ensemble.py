@@ -16,7 +16,7 @@ from qlib_ext.models.ensemble import Ensemble, average_scores
 from qlib_ext.models.gru import GRU
 from qlib_ext.models.member import model_class
 from qlib_ext.models.rolling import RollingRetrain
-from small_market import SEGMENTS, FiveFeatures, build_store, start_qlib
+from small_market import SEGMENTS, start_qlib
 from small_panels import QUIET
 
 BOOSTED = {"class": "LGBModel", "module_path": "qlib.contrib.model.gbdt",
@@ -57,20 +57,6 @@ def partial(**kwargs) -> dict:
 
 def rolling(model, **options) -> dict:
     return {"class": "RollingRetrain", "module_path": "qlib_ext.models.rolling", "kwargs": {"model": model, "step": 75, **options}}
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    return build_store(tmp_path_factory.getbasetemp() / "small_market")
-
-
-@pytest.fixture(scope="module")
-def loaded(store):
-    start_qlib(store)
-    scaled = {"class": "CSZScoreNorm", "module_path": "qlib_ext.data.processor", "kwargs": {"fields_group": "label"}}
-    return FiveFeatures(instruments="all", start_time="2015-03-02", end_time="2016-12-30",
-                        infer_processors=[{"class": "Fillna", "kwargs": {"fields_group": "feature"}}],
-                        learn_processors=[{"class": "DropnaLabel"}, scaled])
 
 
 def tracked_in(store, folder) -> None:

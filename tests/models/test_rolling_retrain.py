@@ -19,7 +19,7 @@ from qlib_ext.models import member as member_module
 from qlib_ext.models import rolling as module
 from qlib_ext.models.rolling import RollingRetrain, with_segments
 from qlib_ext.models.gru import GRU
-from small_market import SEGMENTS, FiveFeatures, build_store, start_qlib
+from small_market import SEGMENTS, start_qlib
 from small_panels import QUIET
 
 LINEAR = {"class": "LinearModel", "module_path": "qlib.contrib.model.linear", "kwargs": {"include_valid": True}}
@@ -41,21 +41,6 @@ class Watched(LinearModel):
 
 
 WATCHED = {"class": "Watched", "module_path": __name__}
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    return build_store(tmp_path_factory.getbasetemp() / "small_market")
-
-
-@pytest.fixture(scope="module")
-def loaded(store):
-    """A handler of five features, loaded once."""
-    start_qlib(store)
-    scaled = {"class": "CSZScoreNorm", "module_path": "qlib_ext.data.processor", "kwargs": {"fields_group": "label"}}
-    return FiveFeatures(instruments="all", start_time="2015-03-02", end_time="2016-12-30",
-                        infer_processors=[{"class": "Fillna", "kwargs": {"fields_group": "feature"}}],
-                        learn_processors=[{"class": "DropnaLabel"}, scaled])
 
 
 @pytest.fixture(autouse=True)
