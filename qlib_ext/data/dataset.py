@@ -16,7 +16,7 @@ from qlib.utils import init_instance_by_config
 
 from qlib_ext.data.leaks import feature_faults, processor_faults, refuse
 from qlib_ext.data.panel import MISSING_ROWS, Block, Panel
-from qlib_ext.data.segments import SPARE_DAYS, label_offset, segment_positions, trim_segments
+from qlib_ext.data.segments import SPARE_DAYS, embargo_days, is_embargo, label_offset, segment_positions, trim_segments
 from qlib_ext.data.threads import run
 from qlib_ext.data.universe import trading_calendar, universe_grid, universe_mask
 from qlib_ext.errors import ConfigError, DataError, ExtError
@@ -61,7 +61,7 @@ class PanelDatasetH(DatasetH):
             raise ConfigError(f"missing_rows={missing_rows!r} is unknown; choose one of {MISSING_ROWS}")
         if type(window) is not int or window < 1:
             raise ConfigError(f"window={window!r} must be a whole number of days, at least 1")
-        if embargo != "auto" and (type(embargo) is not int or embargo < 0):
+        if not is_embargo(embargo):
             raise ConfigError(f"embargo={embargo!r}: 'auto' or a number of trading days")
         if not isinstance(segments, dict) or not segments:
             raise ConfigError(f"segments={segments!r}: give name: [start, end] pairs")
@@ -130,13 +130,7 @@ class PanelDatasetH(DatasetH):
     # ---- segments ---------------------------------------------------------------------------------------------------------
     def _trim(self, handler, segments: dict) -> dict[str, tuple[pd.Timestamp, pd.Timestamp]]:
         calendar = trading_calendar()
-        needed = _label_offset_of(handler)
-        if needed is None and self.embargo == "auto":
-            raise ConfigError(f"the label expression of {type(handler).__name__} cannot be read: give the dataset `embargo: <trading "
-                              "days>`")
-        offset = needed if self.embargo == "auto" else int(self.embargo)
-        if needed is not None and offset < needed:
-            raise ConfigError(f"embargo={offset} is shorter than the label's look ahead of {needed} trading days: that is a leak")
+        offset = embargo_days(self.embargo, _label_offset_of(handler), handler, "the dataset")
         positions = segment_positions(segments, calendar)
         trimmed = trim_segments(positions, offset, calendar)
         for name, (first, last) in trimmed.items():

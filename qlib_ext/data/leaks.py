@@ -21,7 +21,7 @@ def processor_faults(handler) -> Iterator[Fault]:
     """Learn processors touch labels only (training and inference see the same features), the others features only."""
     for number, processor in enumerate(getattr(handler, "learn_processors", [])):
         group = getattr(processor, "fields_group", None)
-        if group != "label":
+        if group not in ("label", ["label"]):                # Qlib's CSZScoreNorm makes a list of it when it is applied
             yield Fault(f"learn_processors[{number}]",
                         f"{type(processor).__name__} (fields_group {group!r}) touches features, which must be the same in training "
                         "and inference", "give it fields_group: label, or move it to infer_processors")

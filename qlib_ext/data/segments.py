@@ -83,6 +83,30 @@ def _day(value) -> np.datetime64:
     return day
 
 
+def is_embargo(embargo) -> bool:
+    """Whether an option is ``auto`` or a number of trading days."""
+    return embargo == "auto" or type(embargo) is int and embargo >= 0
+
+
+def embargo_days(embargo: str | int, needed: int | None, handler, owner: str) -> int:
+    """Trading days between a label's day and the last close it needs: ``auto`` is what the label says, a number may only be larger.
+
+    Args:
+        needed: the label's look ahead; None where the handler's label cannot be read.
+        handler, owner: named in errors: whose label, and who takes ``embargo``.
+
+    Raises:
+        ConfigError: it is unknown, or shorter than the look ahead.
+    """
+    if embargo == "auto":
+        if needed is None:
+            raise ConfigError(f"the label expression of {type(handler).__name__} cannot be read: give {owner} `embargo: <trading days>`")
+        return needed
+    if needed is not None and embargo < needed:
+        raise ConfigError(f"embargo={embargo} is shorter than the label's look ahead of {needed} trading days: that is a leak")
+    return embargo
+
+
 def trim_segments(positions: dict[str, tuple[int, int]], offset: int, calendar: np.ndarray) -> dict[str, tuple[int, int]]:
     """End ``train`` and ``valid`` early enough that no label in them sees a day of the segment that follows.
 

@@ -7,7 +7,7 @@ import pandas as pd
 from qlib.model.base import Model
 
 from qlib_ext.data.dataset import _label_offset_of
-from qlib_ext.data.segments import segment_positions, trim_segments
+from qlib_ext.data.segments import embargo_days, is_embargo, segment_positions, trim_segments
 from qlib_ext.data.universe import trading_calendar
 from qlib_ext.errors import ConfigError, NotFittedError
 from qlib_ext.models.keeping import kept_folder
@@ -42,7 +42,7 @@ class RollingRetrain(Model):
 
     def __init__(self, model: dict, step: int = 60, window: str = "expanding", embargo: str | int = "auto"):
         rolling_segments({"train": (0, 1), "test": (1, 2 + (step if type(step) is int else 0))}, step, window)
-        if embargo != "auto" and (type(embargo) is not int or embargo < 0):
+        if not is_embargo(embargo):
             raise ConfigError(f"embargo={embargo!r}: 'auto' or a number of trading days")
         model_class(model, "RollingRetrain's model")
         self.model, self.step, self.window, self.embargo = model, step, window, embargo
@@ -116,14 +116,7 @@ class RollingRetrain(Model):
     def _offset(self, dataset) -> int:
         """Trading days that a label looks ahead."""
         needed = dataset.offset if hasattr(dataset, "asked_segments") else _label_offset_of(dataset.handler)
-        if needed is None and self.embargo == "auto":
-            raise ConfigError(f"the label expression of {type(dataset.handler).__name__} cannot be read: give RollingRetrain "
-                              "`embargo: <trading days>`")
-        if self.embargo == "auto":
-            return needed
-        if needed is not None and self.embargo < needed:
-            raise ConfigError(f"embargo={self.embargo} is shorter than the label's look ahead of {needed} trading days: that is a leak")
-        return self.embargo
+        return embargo_days(self.embargo, needed, dataset.handler, "RollingRetrain")
 
 
 def with_segments(dataset, segments: dict):

@@ -509,3 +509,14 @@ def test_new_segments_after_the_frames_were_freed(small_market):
     dataset.config(segments={"train": ["2015-03-02", "2015-10-30"], "test": ["2016-06-01", "2016-12-30"]})
     panel = dataset.panel("train")
     assert panel.days[panel.span[1] - 1] <= np.datetime64("2015-10-30") and set(panel.segments) == {"train", "test"}
+
+
+def test_a_loaded_handler_whose_label_processor_was_applied_is_accepted(small_market):
+    """Qlib's own CSZScoreNorm turns its fields_group into a list when it is applied: still labels only."""
+    from qlib.utils import init_instance_by_config
+    handler = init_instance_by_config(handler_config(learn_processors=[{"class": "CSZScoreNorm", "kwargs": {"fields_group": "label"}}]))
+    assert handler.learn_processors[0].fields_group == ["label"]
+    PanelDatasetH(handler, SEGMENTS, universe=UNIVERSE, window=5)
+    handler.learn_processors[0].fields_group = ["label", "feature"]
+    with pytest.raises(ConfigError, match="touches features"):
+        PanelDatasetH(handler, SEGMENTS, universe=UNIVERSE, window=5)
