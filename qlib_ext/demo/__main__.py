@@ -23,12 +23,14 @@ def main(arguments: list[str] | None = None) -> int:
     switches = parser.add_mutually_exclusive_group()
     switches.add_argument("--drift", action="store_true", help="the pay-offs rotate among the signal's parts over the years")
     switches.add_argument("--null", action="store_true", help="a market without any signal")
+    switches.add_argument("--size-groups", action="store_true", help="the groups that share a signal are bands of size")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         from qlib_ext.demo.build import build_demo  # its imports take seconds
 
-        build_demo(options.out, seed=options.seed, overwrite=options.overwrite, drift=options.drift, null=options.null)
+        build_demo(options.out, seed=options.seed, overwrite=options.overwrite, drift=options.drift, null=options.null,
+                   size_groups=options.size_groups)
     except ExtError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1

@@ -16,7 +16,8 @@ from qlib_ext.store import read_metadata
 logger = logging.getLogger("qlib_ext.demo")
 
 
-def build_demo(out: str | Path, seed: int = 0, overwrite: bool = False, drift: bool = False, null: bool = False) -> Path:
+def build_demo(out: str | Path, seed: int = 0, overwrite: bool = False, drift: bool = False, null: bool = False,
+               size_groups: bool = False) -> Path:
     """Generate the demo market and ingest it into a store at `out`; returns the store's folder.
 
     Beside the store lie `<out>.truth.parquet` (date, instrument, expected: the true conditional expectation of the 5-day label)
@@ -29,10 +30,10 @@ def build_demo(out: str | Path, seed: int = 0, overwrite: bool = False, drift: b
         out: folder of the store; `~` is understood.
         seed: seed of the market.
         overwrite: replace a demo store (never a store of other data).
-        drift, null: switches of `make_market`.
+        drift, null, size_groups: switches of `make_market`.
 
     Raises:
-        ConfigError: both switches.
+        ConfigError: more than one switch.
         DataError: `out` holds data that are not generated, or a complete demo store of another seed or other switches while
             `overwrite` is false.
         OSError: the folder of `out` cannot be made or written; raised before the market is generated.
@@ -42,12 +43,13 @@ def build_demo(out: str | Path, seed: int = 0, overwrite: bool = False, drift: b
     out = Path(out).expanduser().absolute()
     truth_file, table_file = truth_paths(out)
     _check_goal(out)
-    if _is_finished(out, seed, {"drift": bool(drift), "null": bool(null)}, overwrite):
+    switches = {"drift": bool(drift), "null": bool(null), "size_groups": bool(size_groups)}
+    if _is_finished(out, seed, switches, overwrite):
         logger.info("demo store %s is there already (seed %d); nothing to do", out, seed)
         return out
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.demo-", dir=out.parent) as folder:
-        market = make_market(seed, drift=drift, null=null)
+        market = make_market(seed, **switches)
         truth_file.unlink(missing_ok=True)
         tables = write_tables(market, Path(folder) / "tables")
         sizes = dict(zip(INDEX_NAMES, market.index_sizes, strict=True))

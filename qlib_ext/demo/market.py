@@ -12,7 +12,7 @@ from qlib_ext.demo import signal
 from qlib_ext.demo.bars import trade, turn_over
 from qlib_ext.demo.membership import assign_members
 from qlib_ext.demo.paths import make_paths
-from qlib_ext.demo.stocks import draw_stocks
+from qlib_ext.demo.stocks import draw_stocks, size_bands
 from qlib_ext.demo.streams import stream
 from qlib_ext.errors import ConfigError
 from qlib_ext.market_rules import board_of
@@ -29,7 +29,7 @@ class Market:
     """One generated market. Arrays are [t, n] unless said; prices are raw CNY, NaN outside the listing.
 
     Attributes:
-        seed: seed of all draws. switches: {"drift": bool, "null": bool}.
+        seed: seed of all draws. switches: {"drift": bool, "null": bool, "size_groups": bool}.
         days: [t] datetime64[D] trading days. month_end: [t] bool, last trading day of a calendar month.
         instruments: [n] codes such as `SH600001`. board: [n] as of `market_rules.board_of`.
         static: attributes of each stock, [n] (`stocks.draw_stocks`).
@@ -91,7 +91,7 @@ class Market:
 
 def make_market(
     seed: int = 0, stocks: int = 440, start: str = START, end: str = END, index_sizes: tuple[int, int, int] = INDEX_SIZES,
-    drift: bool = False, null: bool = False,
+    drift: bool = False, null: bool = False, size_groups: bool = False,
 ) -> Market:  # fmt: skip
     """Generate a market.
 
@@ -102,20 +102,24 @@ def make_market(
         index_sizes: members of the three indices, largest companies first.
         drift: the pay-offs rotate among the parts of the signal over the years (`signal.payoff_path`).
         null: no signal at all: every pay-off is 0 and nothing foretells returns.
+        size_groups: the groups that share a return and a signal are bands of size instead of hidden ones, and pay twice as much.
 
     Raises:
-        ConfigError: fewer listed stocks than index members, an empty span, or both switches.
+        ConfigError: fewer listed stocks than index members, an empty span, or more than one switch.
     """
-    if drift and null:
-        raise ConfigError("demo market: without a signal no pay-off can rotate; give drift or null, not both")
+    switches = {"drift": bool(drift), "null": bool(null), "size_groups": bool(size_groups)}
+    if sum(switches.values()) > 1:
+        raise ConfigError(f"demo market: one switch at a time, drift or null or size_groups, not {switches}")
     days, month_end, later = _calendar(start, end)
     static = draw_stocks(seed, stocks, np.datetime64(start, "D"))
+    if size_groups:
+        static["group"] = size_bands(static)
     listed = (days[:, None] >= static["listing"]) & (days[:, None] <= static["last_day"])
     if listed[0].sum() < sum(index_sizes):
         raise ConfigError(f"demo market: {sum(index_sizes)} index members asked of {int(listed[0].sum())} stocks listed at the "
                           "start; raise stocks or lower index_sizes")  # fmt: skip
     status = _status(days, static, listed)
-    path = signal.payoff_path(np.append(days, later), drift, null)
+    path = signal.payoff_path(np.append(days, later), **switches)
     paths = make_paths(seed, days, static, status, path)
     bars = trade(days, month_end, listed, static, status, paths, stream(seed, "event").random((len(days), 8, stocks)))
     draws = stream(seed, "volume").standard_normal((len(days), stocks + 1))
@@ -124,7 +128,7 @@ def make_market(
     status["is_st"] &= listed
     return Market(
         seed=seed,
-        switches={"drift": bool(drift), "null": bool(null)},
+        switches=switches,
         days=days,
         month_end=month_end,
         instruments=static["instruments"],

@@ -1,7 +1,7 @@
 """The planted signal of the demo market: its latent states, what they pay, and the true expectation of the 5-day label.
 
 The drift of day t+1, known at the close of t, is the sum of five parts, each times its pay-off factor f_part[t] (1; with the
-switch `drift` a fixed path of the date, with `null` 0). All AR(1) states are Gaussian, stationary, of mean 0 and variance 1.
+switch `drift` a fixed path of the date, with `null` 0; with `size_groups` 2 for the groups, which are then bands of size). All AR(1) states are Gaussian, stationary, of mean 0 and variance 1.
 
     state     scale[n] * (PAY_S (1 + .5 tanh h[t]) s[t, n] + PAY_V (1 - .5 tanh h[t]) v[t, n] + PAY_SV s[t, n] v[t, n])
     temporal  scale[n] * PAY_T * q[t, n],      q[t] = rho q[t-1] + sqrt(1 - rho^2) u[t] u[t-3]
@@ -39,6 +39,7 @@ PAY_T = 0.0221
 PAY_L = 0.0242
 PAY_G = 0.00045
 PAY_Y = 0.00021
+SIZE_GROUPS_PAY = 2.0
 STATE_TILT = 0.5
 ROTATION_YEARS = 8.0
 MEAN_RETURN = 0.0005
@@ -77,16 +78,21 @@ def order_products(marks: np.ndarray) -> np.ndarray:
     return products
 
 
-def payoff_path(days: np.ndarray, drift: bool = False, null: bool = False) -> np.ndarray:
+def payoff_path(days: np.ndarray, drift: bool = False, null: bool = False, size_groups: bool = False) -> np.ndarray:
     """Pay-off factors [t, parts] on days datetime64[D]: 1; with `drift` (1 + cos) / sqrt(1.5) of the date, a fifth of a turn apart for
-    each part, mean square 1 over a turn and over the parts of a day, the same for every seed; with `null` 0.
+    each part, mean square 1 over a turn and over the parts of a day, the same for every seed; with `null` 0; with `size_groups` 2 for
+    the groups.
 
     A turn takes eight years, so that what paid best in four years of training pays least in the two that follow a year later: who
     knows the mean pay-offs of 2018-2021 alone has .5 to .6 of the best possible IC in 2023-2024.
     """
     turn = (days - np.datetime64("2015-01-01")).astype(float)[:, None] / (365.25 * ROTATION_YEARS)
     path = (1.0 + np.cos(2.0 * np.pi * (turn + np.arange(len(PARTS)) / len(PARTS)))) / np.sqrt(1.5)
-    return np.zeros_like(path) if null else path if drift else np.ones_like(path)
+    if not drift:
+        path = np.full_like(path, 0.0 if null else 1.0)
+    if size_groups:
+        path[:, PARTS.index("group")] *= SIZE_GROUPS_PAY
+    return path
 
 
 def daily_parts(states: dict, scale: np.ndarray, path: np.ndarray) -> dict[str, np.ndarray]:

@@ -55,6 +55,12 @@ def draw_stocks(seed: int, stocks: int, start: np.datetime64) -> dict:
     return result
 
 
+def size_bands(static: dict) -> np.ndarray:
+    """Bands of float cap at the start, `GROUPS` of equal number, the smallest first: groups that can be seen."""
+    rank = np.argsort(np.argsort(static["price"] * static["float_shares"], kind="stable"), kind="stable")
+    return rank * GROUPS // len(rank)
+
+
 def _codes(stocks: int, late: int) -> list[str]:
     """Codes by board; SH68 exists only among late listings, as the real board opened in 2019."""
     early = stocks - late

@@ -35,7 +35,7 @@ def no_market(*arguments, **options):
 def test_build_writes_store_and_truth(store, small):
     summary = read_truth(store)
     assert summary["seed"] == 5 and summary["generator"] == GENERATOR == 3 and "generated" in summary["statement"]
-    assert summary["switches"] == {"drift": False, "null": False} and list(summary["parts"]) == list(PARTS)
+    assert summary["switches"] == {"drift": False, "null": False, "size_groups": False} and list(summary["parts"]) == list(PARTS)
     assert summary["index_sizes"] == {"csi300": 12, "csi500": 20, "csi1000": 40} and "special_cases" in summary
     metadata = json.loads((store / "qlib_ext_store.json").read_text())
     assert metadata["generated"] is True and metadata["index_sizes"] == summary["index_sizes"]
@@ -100,7 +100,7 @@ def test_build_makes_an_unfinished_store_again_and_leaves_foreign_data_alone(sto
 def test_command_line_knows_the_switches(tmp_path, capsys):
     assert main(["--out", str(tmp_path / "null"), "--seed", "5", "--null"]) == 0
     summary = read_truth(tmp_path / "null")
-    assert summary["switches"] == {"drift": False, "null": True}
+    assert summary["switches"] == {"drift": False, "null": True, "size_groups": False}
     assert all(value is None for values in summary["best_possible_ic"].values() for value in values.values())
     assert main(["--out", str(tmp_path / "null"), "--seed", "5"]) == 1
     assert "switches null" in capsys.readouterr().err

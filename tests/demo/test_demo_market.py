@@ -168,7 +168,7 @@ def test_same_seed_same_bytes_other_seed_other_market(small, small_options, tmp_
     assert not np.array_equal(small.close, other.close, equal_nan=True)
 
 
-@pytest.mark.parametrize("switches", [{}, {"drift": True}])
+@pytest.mark.parametrize("switches", [{}, {"drift": True}, {"size_groups": True}])
 def test_a_shorter_market_is_the_beginning_of_the_longer_one(small_options, switches):
     """Nothing at t, the truth included, uses a draw after t."""
     long = make_market(5, **small_options, **switches)
@@ -185,7 +185,7 @@ def test_a_shorter_market_is_the_beginning_of_the_longer_one(small_options, swit
 def test_impossible_markets_are_refused():
     with pytest.raises(ConfigError, match="index members"):
         make_market(0, stocks=50, end="2015-03-31")
-    with pytest.raises(ConfigError, match="drift or null"):
+    with pytest.raises(ConfigError, match="one switch"):
         make_market(0, drift=True, null=True)
     with pytest.raises(ConfigError, match="before start"):
         trading_days("2016-01-04", "2015-01-04")
@@ -197,3 +197,15 @@ def test_members_are_listed_and_counted(market):
     for index, size in enumerate((60, 100, 200)):
         assert ((market.member == index).sum(axis=1) == size).all(), INDEX_NAMES[index]
     assert market.listed[market.member >= 0].all()
+
+
+def test_size_groups_are_bands_of_first_cap_and_move_nothing_else(small, small_options):
+    """With the switch the groups are equal bands of float cap at the start; companies and all other draws stay."""
+    banded = make_market(5, **small_options, size_groups=True)
+    cap, band = banded.static["price"] * banded.static["float_shares"], banded.static["group"]
+    assert np.ptp(np.bincount(band)) <= 1 and len(np.unique(band)) == 12
+    assert all(cap[band == k].max() <= cap[band == k + 1].min() for k in range(11))
+    assert not np.array_equal(band, small.static["group"])
+    np.testing.assert_array_equal(banded.states["pressure"], small.states["pressure"])
+    np.testing.assert_array_equal(banded.static["float_shares"], small.static["float_shares"])
+    assert np.nanvar(banded.parts["group"]) > 2.5 * np.nanvar(small.parts["group"])

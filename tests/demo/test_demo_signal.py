@@ -31,7 +31,7 @@ class Forked:
         return draw
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["fixed", "drift"])
+@pytest.fixture(scope="module", params=[{}, {"drift": True}, {"size_groups": True}], ids=["fixed", "drift", "size_groups"])
 def futures(request):
     """Many futures of one day of a tiny market: sums of the daily drifts over the label's days by part [f, n], label [f, n], and
     the closed form today by part [n]."""
@@ -41,7 +41,7 @@ def futures(request):
     ones = np.ones((len(days), 40), dtype=int)
     status = {"board": board_of(static["instruments"]), "is_st": ones == 0, "listed_days": ones * LONG_AGO}
     later = trading_days("2015-04-11", "2015-04-30")[0][:5]
-    path = signal.payoff_path(np.append(days, later), drift=request.param)
+    path = signal.payoff_path(np.append(days, later), **request.param)
     drifts, labels, closed = {name: [] for name in signal.PARTS}, [], None
     with pytest.MonkeyPatch.context() as patch:
         for future in range(1000, 1000 + FUTURES):
@@ -134,7 +134,7 @@ def test_best_possible_ic_is_as_promised(universe, market, tables, bars):
 def test_other_seeds_keep_the_strength(seed, switches):
     other = make_market(seed, **switches)
     assert all(0.08 <= values["total"] <= 0.12 for values in best_ic(other).values())
-    assert other.switches == {"drift": False, "null": False, **switches}
+    assert other.switches == {"drift": False, "null": False, "size_groups": False, **switches}
 
 
 def test_parts_have_their_shares(market):
