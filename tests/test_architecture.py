@@ -17,21 +17,26 @@ FILES = {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path i
 PURE = ["errors", "jit", "signatures", "market_rules", "factors.*", "data.transform", "data.columns", "training.loss", "training.measure",
         "training.style_loss",
         "models.layers", "risk.weighted", "risk.descriptor", "risk.style", "risk.regression", "risk.covariance", "risk.estimate",
-        "risk.snapshot", "risk.quality", "report.metrics", "report.paired", "report.market_facts", "portfolio.constraint",
+        "risk.snapshot", "risk.quality", "report.metrics", "report.paired", "report.market_facts",
+        "report.periods", "report.quantile", "report.neutral", "report.factor", "report.factor_view", "report.factor_text",
+        "report.leak_checks",
+        "report.table", "report.portfolio", "report.cells", "report.words", "report.sentences", "portfolio.constraint",
         "portfolio.program", "portfolio.preset",
         "portfolio.case", "portfolio.conic", "portfolio.solver", "portfolio.rounding", "portfolio.optimizer",
-        "portfolio.enhanced_indexing", "portfolio.engine"]
+        "portfolio.enhanced_indexing", "portfolio.engine", "portfolio.aggregate"]
 ADAPTERS = ["data.dataset", "data.processor", "data.arrays", "data.cross_section", "data.handler", "data.array_loader",
             "data.field_reader", "data.table", "data.cache", "data.threads", "data.loader", "data.winner_loader", "data.style_loader",
-            "data.segments",
+            "data.price_volume", "data.segments",
             "data.leaks", "data.universe", "models.base", "models.keeping", "models.member", "models.rolling", "models.ensemble",
             "risk.market", "risk.model", "risk.records", "risk.__main__",
             "portfolio.strategy", "portfolio.closes", "portfolio.signal", "portfolio.rotation", "portfolio.exchange", "portfolio.records",
-            "portfolio.__main__", "report.plots", "report.records", "report.tearsheet",
+            "portfolio.__main__", "report.plots", "report.records", "report.saved", "report.view", "report.tearsheet",
+            "report.leak_record", "report.leak_rebuild", "report.leak_variants",
+            "report.drawing", "report.page", "report.sheet_record", "report.__main__",
             "report.compare", "report.choice", "report.runs", "store.*", "demo.*", "scale.*", "home", "check*", "workflow", "tracking",
             "packing",
             "__main__"]
-TORCH = ["data.panel", "data.sampler", "data.pack", "training.*", "models.*"]
+TORCH = ["data.panel", "data.sampler", "data.window", "data.pack", "training.*", "models.*"]
 LAYERS = {"pure": PURE, "adapters": ADAPTERS, "torch": TORCH}
 
 FOR_ALL = {"qlib_ext.risk.snapshot", "qlib_ext.report.metrics", "qlib_ext.market_rules"}

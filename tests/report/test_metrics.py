@@ -142,3 +142,31 @@ def test_newey_west():
     for lag in (-1, 400):
         with pytest.raises(DataError):
             metrics.newey_west_t(series, lag)
+
+
+def test_matrices_are_long_vectors_by_day():
+    generator = np.random.default_rng(8)
+    label = generator.normal(size=(9, 60)).round(1)
+    score = (0.4 * label + generator.normal(size=label.shape)).round(1)
+    score[generator.random(score.shape) < 0.1] = np.nan
+    label[generator.random(score.shape) < 0.1] = np.nan
+    score[2], label[3], score[4, 2], label[5, 40:] = 0.1, np.nan, np.inf, np.nan
+    day = np.repeat(np.arange(9), 60)
+    found = metrics.day_figures(score, label, 30)
+    for name, function in (("ic", metrics.daily_ic), ("rank_ic", metrics.daily_rank_ic), ("exp_rank_mae", metrics.daily_exp_rank_mae)):
+        np.testing.assert_allclose(getattr(found, name), function(score.ravel(), label.ravel(), day, 30), atol=1e-14)
+    np.testing.assert_array_equal(found.count, (~np.isnan(score) & ~np.isnan(label)).sum(axis=1))
+    assert np.isnan(found.rank_ic[[2, 3]]).all() and np.isnan(found.ic[4]) and np.isfinite(found.rank_ic[4])
+    np.testing.assert_array_equal(metrics.row_correlation(score, label, 30), found.ic)
+    values = np.where(generator.random(score.shape) < 0.1, np.inf, score)
+    values[0, :3] = -np.inf
+    np.testing.assert_array_equal(metrics.rank_rows(values), stats.rankdata(values, axis=1, nan_policy="omit"))
+    np.testing.assert_allclose(metrics.standardise_rows(score)[0], stats.zscore(score[0], nan_policy="omit"), atol=1e-13)
+    for bad in (score[0], score[:, 1:]):
+        with pytest.raises(ShapeError):
+            metrics.day_figures(bad, label)
+
+
+def test_a_report_goes_on_where_a_t_has_too_few_days():
+    daily = np.array([0.1, np.nan, 0.3, -0.2, 0.05])
+    assert metrics.cautious_t(daily, 2) == metrics.newey_west_t(daily, 2) and np.isnan(metrics.cautious_t(daily, 3))
