@@ -143,6 +143,19 @@ class SnapshotStore:
                 out[t, stock[stock >= 0]] = month.list("residual", row)[stock >= 0]
         return out
 
+    def industries(self, days: Sequence, instruments: Sequence[str]) -> np.ndarray:
+        """Names of the industry factors that instruments are in, str ``[t, n]``, "" where none or unknown (raises as `exposures`)."""
+        days, codes = np.asarray(days, "datetime64[D]"), np.asarray(instruments).astype(str)
+        names, out = [""], np.zeros((len(days), len(codes)), np.int32)
+        for month in self._months(days, ["date", "factors", "instruments", "industry"]):
+            place = _place(month.about["codes"], codes)
+            for row, t in month.rows(days):
+                stock, industry, factors = place[month.list("instruments", row)], month.list("industry", row), month.list("factors", row)
+                inside = (stock >= 0) & (industry >= 0)
+                out[t, stock[inside]] = factors[industry[inside]] + len(names)
+            names += [name if name.startswith(INDUSTRY) else "" for name in month.about["factors"]]
+        return np.array(names)[out]
+
     def factor_returns(self, until=None) -> pd.DataFrame:
         """Factor returns of all days (up to one), float64 (day x factor), NaN where a factor is absent or was not estimated."""
         names, parts, days, last = {}, [], [], None if until is None else _day(until, [], 0)
