@@ -32,6 +32,8 @@ def check_portfolio(add: Callable, warn: Callable, where: str, config: dict, sto
         if strategy["class"] == "IndexEnhancementStrategy":
             _check_optimizer(add, warn, place, kwargs, store, codes)
     exchange = ((config.get("backtest") or {}).get("exchange_kwargs") or {}).get("exchange")
+    if strategy.get("module_path") == "qlib_ext.portfolio.rotation":
+        _check_rotation(add, where, kwargs, exchange, store)
     if isinstance(exchange, dict) and exchange.get("module_path") == "qlib_ext.portfolio.exchange":
         _check_exchange(add, f"{where}.backtest.exchange_kwargs.exchange.kwargs", exchange.get("kwargs") or {}, store, codes)
 
@@ -68,6 +70,20 @@ def _check_styles(add: Callable, place: str, names: list[str], store, codes: lis
     if found is not None and found[1]:
         add(place, f"bands on {', '.join(sorted(found[1]))}, which the store's fields do not allow",
             "ingest what they need (`python -m qlib_ext.risk coverage` says it), or set missing_styles: drop")
+
+
+def _check_rotation(add: Callable, where: str, kwargs: dict, exchange, store) -> None:
+    """A store with ETFs, their baskets and indices, and an exchange that trades them."""
+    from qlib_ext.portfolio.rotation import CLASSES, check_options, lacking
+    from qlib_ext.portfolio.strategy import Schedule
+    place = f"{where}.strategy.kwargs"
+    _tried(add, f"{place}.rebalance", lambda: Schedule(kwargs.get("rebalance", "week")))
+    _tried(add, place, lambda: check_options(**kwargs))
+    for fault in lacking(store.path, kwargs.get("classes", CLASSES)):
+        add(place, *fault.split(": ", 1))
+    codes = (exchange.get("kwargs") or {}).get("codes", "all") if isinstance(exchange, dict) else "all"
+    if codes == "all":
+        add(f"{where}.backtest.exchange_kwargs", "the exchange trades stocks only, the rotation ETFs", "set codes: etf")
 
 
 def _check_exchange(add: Callable, place: str, kwargs: dict, store, codes: list[str]) -> None:

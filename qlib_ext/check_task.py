@@ -14,6 +14,7 @@ from qlib_ext.data.loader import MarketStateLoader
 from qlib_ext.data.panel import MISSING_ROWS, Block, Panel
 from qlib_ext.data.segments import label_offset, trim_segments
 from qlib_ext.data.style_loader import StyleColumns
+from qlib_ext.data.window import WINDOW_TRANSFORMS
 from qlib_ext.data.winner_loader import JoinedLoader
 from qlib_ext.errors import ConfigError, DataError
 from qlib_ext.factors.market_state import market_state_names
@@ -77,6 +78,8 @@ def check_dataset_values(add, place: str, dataset: dict, loaders: dict) -> None:
         add(f"{place}.window", f"{window!r} is no whole number of days, at least 1", "write 8")
     if missing_rows not in MISSING_ROWS:
         add(f"{place}.missing_rows", f"{missing_rows!r} is unknown", f"choose one of {', '.join(MISSING_ROWS)}")
+    if dataset.get("window_transform") not in (None, *WINDOW_TRANSFORMS):
+        add(f"{place}.window_transform", f"{dataset['window_transform']!r} is unknown", f"choose one of {', '.join(WINDOW_TRANSFORMS)}")
     per_stock = sorted(name for name, loader in loaders.items() if loader is None or getattr(loader, "per_stock", False))
     windows = dataset.get("aux_windows") or []
     wrong = [name for name in windows if name not in per_stock or name == "stock"] if isinstance(windows, list) else [windows]

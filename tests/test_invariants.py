@@ -40,6 +40,8 @@ SMALL = {
     "ALSTM": {"lstm": {"hidden_size": 12}, "gru": {"hidden_size": 12, "rnn_type": "gru", "num_layers": 1}},
     "MetaRiskControl": {"sequence": {"hidden_size": 12, "rule": "supervised", "loss": LIGHT},
                         "head": {"hidden_size": 12, "rule": "supervised", "loss": LIGHT, "style_input": "head", "num_layers": 1}},
+    "DecompGRU": {"cap": {"hidden_size": 12, "days": 3, "groups": 3},
+                  "industry": {"hidden_size": 12, "ts": "window", "cs": "industry", "loss": "weighted_mse"}},
     "DeepRisk": {"small": {"factors": 4, "hidden_size": 8, "heads": 2},
                  "few_neighbours": {"factors": 2, "hidden_size": 8, "max_neighbours": 6}},
 }
@@ -59,7 +61,10 @@ def make_panel(seed: int = 0, missing_rows: str = "nan", holes: bool = True) -> 
         values[draw.random(values.shape) < 0.1] = np.nan
         label[draw.random(r + 1) < 0.1] = np.nan
     style = draw.standard_normal((r + 1, len(STYLES))).astype(np.float32)
-    values[-1], label[-1], style[-1] = np.nan, np.nan, np.nan
+    groups = {name: np.random.default_rng(seed + 1).integers(least, 5, (r + 1, 1)).astype(np.float32)
+              for name, least in (("cap", 1), ("industry", 0))}
+    for table in (values, label, style, *groups.values()):
+        table[-1] = np.nan
     universe = draw.random((DAYS, STOCKS)) < (0.9 if holes else 2)
     for day, count in ((ONE, 1), (TWO, 2), (EMPTY, 0)):
         universe[day] = False
@@ -69,7 +74,7 @@ def make_panel(seed: int = 0, missing_rows: str = "nan", holes: bool = True) -> 
                  instruments=np.array([f"SH60{k:04d}" for k in range(STOCKS)]),
                  universe=universe, label=label, label_eval=label, label_raw=label, label_names=["LABEL0"],
                  day_aux={"market": draw.standard_normal((DAYS, MARKET)).astype(np.float32)}, missing_rows=missing_rows,
-                 stock_aux={"style": style}, meta={"aux_columns": {"style": STYLES}, "embargo": 2},
+                 stock_aux={"style": style, **groups}, meta={"aux_columns": {"style": STYLES}, "embargo": 2},
                  segments={"train": (0, 14), "valid": (14, 18), "test": (18, DAYS)})
 
 
@@ -149,6 +154,8 @@ def no_look_ahead(make):
             draw = np.random.default_rng(day)
             changed.blocks["stock"].values[later] = 5 * draw.standard_normal((len(later), FEATURES))
             changed.stock_aux["style"][later] = 5 * draw.standard_normal((len(later), len(STYLES)))
+            for name in ("cap", "industry"):
+                changed.stock_aux[name][later] = draw.integers(0, 5, (len(later), 1))
             for labels in (changed.label, changed.label_eval, changed.label_raw):
                 labels[later] = draw.standard_normal((len(later), 1))
             changed.day_aux["market"][day + 1:] = draw.standard_normal((DAYS - day - 1, MARKET))
@@ -173,9 +180,9 @@ def unknown_inputs(make):
     panel = panel_for(make)
     model = fitted(make, panel)
     dark = copy.deepcopy(panel)
-    for values in (dark.blocks["stock"].values, dark.stock_aux["style"]):
+    for values in (dark.blocks["stock"].values, *dark.stock_aux.values()):
         values[dark.rows[dark.rows[:, 0] >= 0, 0]] = np.nan   # a stock of which nothing is known
-        values[:, 1] = np.nan                                 # a feature, or a style, nobody has
+        values[:, 1:2] = np.nan                               # a feature, or a style, nobody has
     dark.day_aux["market"][20] = np.nan
     dark.day_aux["market"][:, 2] = np.nan
     found = scores(model, whole(dark))
@@ -270,7 +277,7 @@ def variants() -> list:
 
 def test_discovery_finds_the_models():
     names = {kind.__name__ for kind in discover()}
-    assert {"MASTER", "GRU", "DeepRisk", "ALSTM", "MetaRiskControl"} <= names
+    assert {"MASTER", "GRU", "DeepRisk", "ALSTM", "MetaRiskControl", "DecompGRU"} <= names
     assert set(SMALL) <= names, "SMALL names a class that is gone"
 
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pandas as pd
 import pytest
 import torch
 
-from qlib_ext.check import check_workflow
+from qlib_ext.check import check_workflow, examine_workflow
 from qlib_ext.models.master import MASTERNet
 from qlib_ext.models.master import _PUBLISHED as PUBLISHED
 from qlib_ext.report.compare import Runs, compare
@@ -20,15 +21,18 @@ from qlib_ext.workflow import load_workflow
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKFLOWS = sorted(path for path in (ROOT / "workflows").glob("*.yaml") if not path.name.startswith("_"))
-PORTFOLIOS = [path for path in WORKFLOWS if path.stem != "deep_risk"]     # those that score and trade
+APART = ("deep_risk", "decomp_gru_top200", "decomp_gru_etf")
+PORTFOLIOS = [path for path in WORKFLOWS if path.stem not in APART]     # those that trade against one index
 SIZES = ("QLIB_EXT_D_MODEL", "QLIB_EXT_EPOCHS", "QLIB_EXT_LR", "QLIB_EXT_PATIENCE", "QLIB_EXT_DROPOUT", "QLIB_EXT_DAYS_PER_EPOCH",
-         "QLIB_EXT_SEED", "QLIB_EXT_DEVICE", "QLIB_EXT_HOME", "QLIB_EXT_PRETRAIN_EPOCHS", "QLIB_DATA")
+         "QLIB_EXT_SEED", "QLIB_EXT_SEEDS", "QLIB_EXT_HIDDEN", "QLIB_EXT_WINDOW", "QLIB_EXT_DEVICE", "QLIB_EXT_HOME",
+         "QLIB_EXT_PRETRAIN_EPOCHS", "QLIB_DATA")
 STOCKS, INDICES = 30, ("SH000300", "SH000905", "SH000852")
+ETFS = ("SH512001", "SH512002", "SZ159003")
 
 
 @pytest.fixture(scope="session")
 def market(tmp_path_factory):
-    """A Qlib store of random walks with the dates of the workflows: 30 stocks, three indices of the same members."""
+    """A Qlib store of random walks with the dates of the workflows: 30 stocks, three indices of the same members, ETFs of ten each."""
     root = tmp_path_factory.mktemp("workflows") / "store"
     days = pd.bdate_range("2017-09-01", "2024-12-31")
     codes = [f"SH60{i:04d}" for i in range(STOCKS)]
@@ -37,19 +41,34 @@ def market(tmp_path_factory):
     (root / "calendars" / "day.txt").write_text("".join(f"{day:%Y-%m-%d}\n" for day in days))
     for name in ("all", "csi300", "csi500", "csi1000"):
         (root / "instruments" / f"{name}.txt").write_text("".join(f"{code}\t2017-09-01\t2024-12-31\n" for code in codes))
+    _write_baskets(root, codes)
     generator = np.random.default_rng(7)
-    for code in [*codes, *INDICES]:
+    for code in [*codes, *INDICES, *ETFS]:
         change = generator.normal(0, 0.02, len(days))
         close = 10 * np.exp(np.cumsum(change))
         bars = {"close": close, "open": close * np.exp(generator.normal(0, 0.005, len(days))), "high": close * 1.01,
                 "low": close * 0.985,
                 "vwap": close, "volume": np.exp(generator.normal(14, 0.3, len(days))), "factor": np.ones(len(days)),
                 "change": change}
+        if code in ETFS:
+            bars["amount"] = np.full(len(days), 1e8)
         folder = root / "features" / code.lower()
         folder.mkdir(parents=True)
         for field, values in bars.items():
             np.r_[0.0, values].astype("<f4").tofile(folder / f"{field}.day.bin")
     return root
+
+
+def _write_baskets(root: Path, codes: list) -> None:
+    """Instruments file, kinds and monthly baskets of the ETFs."""
+    (root / "instruments" / "etf.txt").write_text("".join(f"{code}\t2017-09-01\t2024-12-31\n" for code in ETFS))
+    (root / "tables").mkdir()
+    pd.DataFrame({"instrument": ETFS, "kind": "etf", "list_date": pd.Timestamp("2017-09-01"), "tracked_index": ["a", "b", "c"],
+                  "etf_class": "sector"}).to_parquet(root / "tables" / "instruments.parquet")
+    rows = [(code, date, member, 0.1) for k, code in enumerate(ETFS) for date in pd.date_range("2022-01-01", "2024-12-31", freq="MS")
+            for member in codes[10 * k:10 * k + 10]]
+    table = pd.DataFrame(rows, columns=["instrument", "date", "member", "weight"])
+    table.to_parquet(root / "tables" / "etf_baskets.parquet")
 
 
 @pytest.fixture(scope="session")
@@ -86,7 +105,7 @@ def test_all_workflows_are_there():
              "rolling_lightgbm")
     for index in ("csi300", "csi500", "csi1000"):
         assert {f"{kind}_{index}" for kind in kinds} <= names
-    assert {"meta_master_all", "master_published_csi300", "ensemble_gru_csi300"} <= names
+    assert {"meta_master_all", "master_published_csi300", "ensemble_gru_csi300", "decomp_gru_top200", "decomp_gru_etf"} <= names
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
@@ -134,6 +153,43 @@ def test_published_sizes_stand_in_the_main_workflow(environment):
     trainer = model["trainer"]
     assert (trainer["lr"], trainer["epochs"], trainer["patience"], trainer["metric"]) == (1e-5, 40, 8, "rank_ic")
     assert trainer["days_per_epoch"] is None and trainer["seed"] == 0 and trainer["device"] == "auto"
+
+
+def test_the_two_portfolios_of_all_stocks_differ_in_their_costs_alone(environment, monkeypatch):
+    config = load_workflow(ROOT / "workflows" / "decomp_gru_top200.yaml")
+    task, portfolios = config["task"], [record["kwargs"] for record in config["task"]["record"] if "config" in record["kwargs"]]
+    costs = [one["config"]["backtest"]["exchange_kwargs"]["exchange"]["kwargs"].pop("costs") for one in portfolios]
+    assert costs == [{"commission": 0.0, "minimum": 0.0}, "broker"]
+    assert [one.pop("name") for one in portfolios] == ["without_costs", "with_costs"] and portfolios[0] == portfolios[1]
+    strategy = portfolios[0]["config"]["strategy"]["kwargs"]
+    assert (strategy["topk"], strategy["out_of"], strategy["replace_blocked"], strategy["rebalance"]) == (200, 5000, True, "week")
+    assert portfolios[0]["index"] == task["dataset"]["kwargs"]["universe"] == config["market"] == "all"
+    members = task["model"]["kwargs"]["members"]
+    assert {name: member["kwargs"]["model"]["kwargs"].pop("loss") for name, member in members.items()} == {
+        "ic": "ic", "weighted_mse": "weighted_mse"}
+    assert members["ic"] == members["weighted_mse"] and members["ic"]["kwargs"]["seeds"] == [0, 1, 2, 3, 4]
+    assert task["dataset"]["kwargs"]["window"] == 150 and task["dataset"]["kwargs"]["handler"]["kwargs"]["infer_processors"] == []
+    for name, value in {"WINDOW": "60", "SEEDS": "[3]", "HIDDEN": "8"}.items():
+        monkeypatch.setenv(f"QLIB_EXT_{name}", value)
+    task = load_workflow(ROOT / "workflows" / "decomp_gru_top200.yaml")["task"]
+    inner = task["model"]["kwargs"]["members"]["ic"]["kwargs"]
+    assert (task["dataset"]["kwargs"]["window"], inner["seeds"], inner["model"]["kwargs"]["hidden_size"]) == (60, [3], 8)
+
+
+def test_the_rotation_takes_its_scores_from_the_model_of_all_stocks(environment, market, tmp_path):
+    """Same model and data as the TOP200, an exchange of ETFs; a store without ETFs is refused before training."""
+    stocks, etfs = (load_workflow(ROOT / "workflows" / f"decomp_gru_{name}.yaml") for name in ("top200", "etf"))
+    assert etfs["task"]["model"] == stocks["task"]["model"] and etfs["task"]["dataset"] == stocks["task"]["dataset"]
+    config = etfs["task"]["record"][-1]["kwargs"]["config"]
+    assert config["strategy"]["class"] == "ETFRotationStrategy"
+    assert config["backtest"]["exchange_kwargs"]["exchange"]["kwargs"] == {"codes": "etf", "deal_price": "close", "costs": "dated"}
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("calendars", "instruments", "features"):
+        (shutil.copytree if name == "instruments" else os.symlink)(market / name, bare / name)
+    (bare / "instruments" / "etf.txt").unlink()
+    found = [str(fault) for fault in examine_workflow(ROOT / "workflows" / "decomp_gru_etf.yaml", bare)[0]]
+    assert len(found) == 4 and "no universe etf; ingest bars of ETFs" in found[0] and "no table etf_baskets" in found[1]
 
 
 @pytest.mark.parametrize("index", ["csi300", "csi500", "csi1000"])
@@ -189,7 +245,8 @@ def qrun(name: str, environment: Path) -> subprocess.CompletedProcess:
     elsewhere.mkdir()
     variables = {**os.environ, "QLIB_EXT_D_MODEL": "16", "QLIB_EXT_EPOCHS": "2", "QLIB_EXT_LR": "0.001",
                  "QLIB_EXT_DAYS_PER_EPOCH": "10", "QLIB_EXT_PRETRAIN_EPOCHS": "1",
-                 "QLIB_EXT_DEVICE": "cpu", "OMP_NUM_THREADS": "1",
+                 "QLIB_EXT_HIDDEN": "8", "QLIB_EXT_WINDOW": "20", "QLIB_EXT_SEEDS": "[0]", "QLIB_EXT_DEVICE": "cpu",
+                 "OMP_NUM_THREADS": "1",
                  "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     command = [sys.executable, "-m", "qlib.cli.run", str(ROOT / "workflows" / f"{name}.yaml")]
     done = subprocess.run(command, cwd=elsewhere, env=variables, capture_output=True, text=True, timeout=600)
@@ -210,7 +267,9 @@ def test_deep_risk_ends_in_a_snapshot_store(environment):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name, said, members", [("rolling_lightgbm_csi300", "task 9 of 9:", []),
-                                                 ("ensemble_gru_csi300", "member 3 of 3:", ["seed_0", "seed_1", "seed_2"])])
+                                                 ("ensemble_gru_csi300", "member 3 of 3:", ["seed_0", "seed_1", "seed_2"]),
+                                                 ("decomp_gru_top200", "member 2 of 2: weighted_mse", ["ic", "weighted_mse"]),
+                                                 ("decomp_gru_etf", "etf_rotation over three benchmarks", ["ic", "weighted_mse"])])
 def test_retrained_and_averaged_models_run_to_their_end(environment, name, said, members):
     done = qrun(name, environment)
     runs = Runs(f"sqlite:///{environment / 'home'}/tracking.db")

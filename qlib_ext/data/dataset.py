@@ -19,6 +19,7 @@ from qlib_ext.data.panel import MISSING_ROWS, Block, Panel
 from qlib_ext.data.segments import SPARE_DAYS, embargo_days, is_embargo, label_offset, segment_positions, trim_segments
 from qlib_ext.data.threads import run
 from qlib_ext.data.universe import trading_calendar, universe_grid, universe_mask
+from qlib_ext.data.window import window_transform as find_transform
 from qlib_ext.errors import ConfigError, DataError, ExtError
 from qlib_ext.store.metadata import check_store, fingerprint
 
@@ -43,6 +44,7 @@ class PanelDatasetH(DatasetH):
             says ``per_stock = True``, ``load(days, instruments) -> (values [t, n, k], names)``, e.g. style exposures.
         aux_windows: names of per-stock entries that are inputs too: windows of them stand beside the features, as blocks.
         embargo: ``auto`` = the label's furthest look ahead; a number of trading days may only be larger.
+        window_transform: name of what is done with the windows of a day when they are cut (`qlib_ext.data.window`).
         keep_frames: False frees Qlib's frames as soon as the panel is made; `prepare` then serves the raw label only.
 
     Raises:
@@ -53,7 +55,7 @@ class PanelDatasetH(DatasetH):
 
     def __init__(self, handler, segments: dict, universe: str | None = None, window: int = 8, missing_rows: str = "nan",
                  aux: dict | None = None, embargo: str | int = "auto", keep_frames: bool = True, fetch_kwargs: dict | None = None,
-                 aux_windows: list[str] | None = None, **unknown):
+                 aux_windows: list[str] | None = None, window_transform: str | None = None, **unknown):
         if unknown:
             valid = sorted(set(inspect.signature(PanelDatasetH.__init__).parameters) - {"self", "unknown"})
             raise ConfigError(f"PanelDatasetH does not take {sorted(unknown)}; valid keywords: {valid}")
@@ -67,7 +69,7 @@ class PanelDatasetH(DatasetH):
             raise ConfigError(f"segments={segments!r}: give name: [start, end] pairs")
         check_store(C.dpm.get_data_uri("day"))
         self.universe, self.window, self.missing_rows = universe, window, missing_rows
-        self.embargo, self.keep_frames = embargo, keep_frames
+        self.embargo, self.keep_frames, self.window_transform = embargo, keep_frames, window_transform
         self.aux, self.aux_windows = _aux_loaders(aux or {}), list(aux_windows or [])
         for name in self.aux_windows:
             if not getattr(self.aux.get(name), "per_stock", False) or name == "stock":
@@ -76,6 +78,7 @@ class PanelDatasetH(DatasetH):
         handler, loaded = _unloaded(handler)
         refuse(processor_faults(handler))
         refuse(feature_faults(_expressions(handler, "feature") or []))
+        find_transform(window_transform, _expressions(handler, "feature", names=True))
         _check_fit_spans(handler, self.aux, segments)
         if handler.drop_raw and type(handler)._get_df_by_key is DataHandlerLP._get_df_by_key:
             raise ConfigError(_NO_RAW_LABEL.format(type(handler).__name__))
@@ -157,7 +160,7 @@ class PanelDatasetH(DatasetH):
         _check_labels_untouched(index.align(handler._infer["label"]), label_raw, handler)
         label_eval = index.align(evaluated["label"])
         values, names = _features(handler)
-        block = Block(values, self.window, names)
+        block = Block(values, self.window, names, find_transform(self.window_transform, names))
         if not self.keep_frames:
             _release(handler)
         days, instruments = index.days, index.instruments
@@ -177,7 +180,8 @@ class PanelDatasetH(DatasetH):
 
     def _facts(self, days: np.ndarray) -> dict:
         uri = C.dpm.get_data_uri("day")
-        return {"store": fingerprint(uri), "universe": self.universe, "window": self.window, "missing_rows": self.missing_rows,
+        cut = {"window_transform": self.window_transform} if self.window_transform else {}
+        return {**cut, "store": fingerprint(uri), "universe": self.universe, "window": self.window, "missing_rows": self.missing_rows,
                 "embargo": self.offset, "label": _expressions(self.handler, "label"), "loaded": [str(days[0]), str(days[-1])],
                 "handler": f"{type(self.handler).__module__}.{type(self.handler).__name__}",
                 "processors": [f"{type(p).__name__}{_plain(vars(p))}" for p in self.handler.get_all_processors()]}
@@ -367,9 +371,10 @@ def _unloaded(handler):
     return init_instance_by_config(handler, accept_types=DataHandlerLP), True  # it cannot be built without loading
 
 
-def _expressions(handler, group: str) -> list[str] | None:
+def _expressions(handler, group: str, names: bool = False) -> list[str] | None:
+    """Expressions of a group of columns, or their names; None where the handler does not tell."""
     fields = getattr(getattr(handler, "data_loader", None), "fields", None)
-    return [str(expression) for expression in fields[group][0]] if isinstance(fields, dict) and group in fields else None
+    return [str(one) for one in fields[group][int(names)]] if isinstance(fields, dict) and group in fields else None
 
 
 def _label_offset_of(handler) -> int | None:

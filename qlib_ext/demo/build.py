@@ -6,6 +6,7 @@ import os
 import tempfile
 from pathlib import Path
 
+from qlib_ext.demo.etfs import VERSION as ETFS
 from qlib_ext.demo.market import GENERATOR, make_market
 from qlib_ext.demo.membership import INDEX_NAMES
 from qlib_ext.demo.tables import write_tables
@@ -22,9 +23,9 @@ def build_demo(out: str | Path, seed: int = 0, overwrite: bool = False, drift: b
 
     Beside the store lie `<out>.truth.parquet` (date, instrument, expected: the true conditional expectation of the 5-day label)
     and `<out>.truth.json` (seed, switches, definition, best possible IC by universe and year, and of each part of the signal,
-    counts of special cases). The JSON file is written last and carries the store's fingerprint: a build that was interrupted is
-    noticed and made again. A complete store of the same seed and switches is left as it is; one that an older version of the
-    generator made is replaced.
+    counts of special cases, version of the ETFs). The JSON file is written last and carries the store's fingerprint: a build that
+    was interrupted is noticed and made again. A complete store of the same seed and switches is left as it is; one that an older
+    version of the generator made is replaced.
 
     Args:
         out: folder of the store; `~` is understood.
@@ -51,10 +52,10 @@ def build_demo(out: str | Path, seed: int = 0, overwrite: bool = False, drift: b
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.demo-", dir=out.parent) as folder:
         market = make_market(seed, **switches)
         truth_file.unlink(missing_ok=True)
-        tables = write_tables(market, Path(folder) / "tables")
+        tables = write_tables(market, Path(folder) / "tables", etfs=True)
         sizes = dict(zip(INDEX_NAMES, market.index_sizes, strict=True))
         ingest(tables, out, overwrite=True, generated=True, index_sizes=sizes)
-        summary = truth_summary(market, read_metadata(out)["fingerprint"])
+        summary = {**truth_summary(market, read_metadata(out)["fingerprint"]), "etfs": ETFS}
         truth_table(market).to_parquet(Path(folder) / "truth.parquet", index=False)
         (Path(folder) / "truth.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
         os.replace(Path(folder) / "truth.parquet", table_file)
@@ -115,6 +116,9 @@ def _is_finished(out: Path, seed: int, switches: dict[str, bool], overwrite: boo
             f"the demo store at {out} has seed {found[0]}, switches {_names(found[1])} and generator version {found[2]}, "
             f"asked are {seed}, {_names(switches)} and {GENERATOR}; give --overwrite to replace it, or another --out"
         )
+    if summary.get("etfs") != ETFS:
+        logger.warning("the demo store at %s was made before the demo had its ETFs of today; it stays as it is: give --overwrite to "
+                       "make it again with them (the stocks do not change)", out)  # fmt: skip
     return True
 
 

@@ -7,7 +7,7 @@ STREAMS = {
     name: number
     for number, name in enumerate(
         ("stock", "pressure", "attention", "market_state", "market", "industry", "noise", "volatility", "bar", "volume", "event")
-        + ("spell", "jump", "burst", "group", "premium", "value", "interest", "report", "announcement")
+        + ("spell", "jump", "burst", "group", "premium", "value", "interest", "report", "announcement", "etf")
     )
 }
 

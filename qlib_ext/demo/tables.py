@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from qlib_ext.demo.etfs import add_etfs
 from qlib_ext.demo.fundamentals import fundamentals_table
 from qlib_ext.demo.market import Market
 from qlib_ext.demo.membership import INDEX_CODES, INDEX_NAMES, index_bars
@@ -12,7 +13,7 @@ from qlib_ext.demo.stocks import INDUSTRIES
 
 
 def make_tables(market: Market) -> dict[str, pd.DataFrame]:
-    """All tables by name, as `store.schema` describes them."""
+    """All tables of the stocks and indices by name, as `store.schema` describes them."""
     return {
         "bars": bars_table(market),
         "index_bars": index_bars_table(market),
@@ -26,11 +27,13 @@ def make_tables(market: Market) -> dict[str, pd.DataFrame]:
     }
 
 
-def write_tables(market: Market, folder: str | Path) -> Path:
-    """Write every table of `make_tables` as `<name>.parquet` into `folder` (made if absent); same market, same bytes."""
+def write_tables(market: Market, folder: str | Path, etfs: bool = False) -> Path:
+    """Write every table of `make_tables`, with `etfs` those of `add_etfs`, as `<name>.parquet` into `folder` (made if absent); same
+    market, same bytes."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, table in make_tables(market).items():
+    tables = make_tables(market)
+    for name, table in (add_etfs(tables, market) if etfs else tables).items():
         table.to_parquet(folder / f"{name}.parquet", index=False)
     return folder
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 
 import pandas as pd
 from qlib.model.base import Model
@@ -29,7 +30,8 @@ class Ensemble(Model):
     Args:
         model: class, module_path and kwargs of any Qlib model, also of `RollingRetrain`; one member a seed, named ``seed_<seed>``.
         seeds: whole numbers; a seed that the kwargs already have is replaced.
-        members: instead of model and seeds: configurations, named ``<position>_<class>``.
+        members: instead of model and seeds: configurations by name, or a list of them, named ``<position>_<class>``; any of them may be
+            an `Ensemble` itself (of seeds, say).
         average: ``rank`` or ``z``.
         seed_key: where the model takes its seed, dots between levels of its kwargs; None finds it (``trainer.seed`` of this
             package's models, else ``seed``, ``random_state`` or ``random_seed``).
@@ -41,7 +43,7 @@ class Ensemble(Model):
             made, or that takes no seed.
     """
 
-    def __init__(self, model: dict | None = None, seeds: list[int] | None = None, members: list[dict] | None = None,
+    def __init__(self, model: dict | None = None, seeds: list[int] | None = None, members: list[dict] | dict[str, dict] | None = None,
                  average: str = "rank", seed_key: str | None = None):
         if average not in AVERAGES:
             raise ConfigError(f"average={average!r} is unknown; choose one of {AVERAGES}")
@@ -150,13 +152,16 @@ def _seed_key(model: dict) -> str:
 
 def _listed(members) -> dict[str, dict]:
     """name -> configuration of members that were given whole."""
-    if not isinstance(members, (list, tuple)) or not members:
-        raise ConfigError(f"members={members!r}: give a list of models, each with class, module_path and kwargs")
-    for number, config in enumerate(members):
-        model_class(config, f"Ensemble's member {number}")
-        if config in members[:number]:
-            raise ConfigError(f"member {number} of the ensemble is the same as an earlier one: it would count double")
-    return {f"{number}_{config['class'].rsplit('.', 1)[-1]}": config for number, config in enumerate(members)}
+    if not isinstance(members, (list, tuple, dict)) or not members:
+        raise ConfigError(f"members={members!r}: give a list of models, each with class, module_path and kwargs, or name: model")
+    named = list(members.items() if isinstance(members, dict) else enumerate(members))
+    for number, (name, config) in enumerate(named):
+        if not re.fullmatch(r"[\w-]+", str(name)):
+            raise ConfigError(f"members: {name!r} names files and metrics: use letters, digits, _ and -")
+        model_class(config, f"Ensemble's member {name}")
+        if config in [other for _, other in named[:number]]:
+            raise ConfigError(f"member {name} of the ensemble is the same as an earlier one: it would count double")
+    return {str(name) if isinstance(members, dict) else f"{name}_{config['class'].rsplit('.', 1)[-1]}": config for name, config in named}
 
 
 def _common(scores: dict[str, pd.Series]) -> pd.DataFrame:

@@ -47,18 +47,19 @@ class Close:
 
 
 class Closes:
-    """Closes of the store's stocks, read once.
+    """Closes of the store's stocks, or ETFs, read once.
 
     Args:
         index: universe whose weights (field `<index>_weight`) are the benchmark; without the field its members weigh alike (`source` says
             so). None: no benchmark.
         buy_special: stocks in special treatment may be bought. listed_days: trading days since its first bar from which a stock may be
             bought (those with a bar on the first day of all were listed long ago).
+        kind: ``stock``, those of universe `all`, or ``etf``, those of universe `etf`.
     """
 
-    def __init__(self, index: str | None, buy_special: bool = False, listed_days: int = 60):
+    def __init__(self, index: str | None, buy_special: bool = False, listed_days: int = 60, kind: str = "stock"):
         self.field, self.index, self.buy_special = f"{index}_weight", index, buy_special
-        codes = [code for code in member_spans("all") if kind_of(code.upper()) == "stock"]
+        codes = [code for code in member_spans("all" if kind == "stock" else kind) if kind_of(code.upper()) == kind]
         bars = Bars(codes, None, None, ["close"], [self.field] if index else [])
         self.codes, self.days = bars.codes, bars.days
         self.close, self.special, listed = bars.lay("close"), bars.lay("is_st") == 1, bars.listed_days()

@@ -129,7 +129,7 @@ class PortfolioRecord(PortAnaRecord):
     def _benchmarks(self, report: pd.DataFrame, strategy) -> dict[str, Any]:
         """Daily returns side by side, and the figures over each benchmark."""
         index = self.index or getattr(strategy, "index", None) or getattr(strategy, "universe", None)
-        own = strategy.closes if isinstance(strategy, IndexEnhancementStrategy) else None
+        own = strategy.closes if isinstance(strategy, IndexEnhancementStrategy) else getattr(strategy, "pool", None)
         closes = own if index is None or own is not None and own.index == index.lower() else Closes(index.lower())
         frame = daily_returns(report, closes)
         table = over_benchmarks(frame)

@@ -310,6 +310,19 @@ def day_quotes(exchange: Exchange, start, end, codes: Sequence[str], position) -
     return quotes, 0, np.array([position.get_stock_price(code) if code in held else np.nan for code in codes], dtype=float)
 
 
+def blocked_on(exchange, day: np.datetime64, close: Close) -> tuple[np.ndarray, np.ndarray]:
+    """Whom a day of trading keeps from being bought, and from being sold: bool ``[n]`` by the codes of `close`.
+
+    Raises:
+        ConfigError: an exchange that has no quotes of all stocks.
+    """
+    quotes = getattr(exchange, "quotes", None)
+    if not isinstance(quotes, Quotes):
+        raise ConfigError("replace_blocked: true needs the quotes of an AShareExchange: name it in exchange_kwargs.exchange")
+    t = int(np.searchsorted(quotes.days, day))
+    return tuple(close.lay(pd.Series(can[t], index=quotes.instruments), 0.0) == 0 for can in (quotes.can_buy, quotes.can_sell))
+
+
 def _number(value) -> float:
     return np.nan if value is None else float(value)
 
@@ -407,23 +420,32 @@ class IndexEnhancementStrategy(ScheduledStrategy):
 class TopKStrategy(ScheduledStrategy):
     """The best stocks with equal weights; who is held stays while ranked within ``topk x (1 + buffer)``.
 
-    A stock that cannot be sold keeps its weight and its place, one that cannot be bought is passed over or not added to (as of the close
-    decided on); the others share the rest alike.
+    A stock that cannot be sold keeps its weight and its place, one that cannot be bought is passed over or not added to; the others share
+    the rest alike. Who that is tells the close decided on, with `replace_blocked` the day of trading too.
 
     Args:
         topk: how many; fewer on a store whose index is smaller than the real one. buffer: 0 sells whatever leaves the best.
         universe: candidates are its members of the day; None: all that the signal scores.
+        out_of: number of candidates that `topk` is meant for: where there are fewer, as many fewer are held. None: `topk` as it is.
+        replace_blocked: the next in rank stands in for whom the day of trading keeps from being bought (suspended, or at the upper limit
+            at the price dealt), and who cannot be sold then keeps its place; both are seen as orders go out. Needs an `AShareExchange`.
+            False: the weight of such a stock stays cash until the next decision.
         signal, kwargs: see `ScheduledStrategy`.
     """
 
-    def __init__(self, *, signal, topk: int, buffer: float = 0.0, universe: str | None = None, **kwargs):
+    def __init__(self, *, signal, topk: int, buffer: float = 0.0, universe: str | None = None, out_of: int | None = None,
+                 replace_blocked: bool = False, **kwargs):
         if isinstance(topk, bool) or not isinstance(topk, int) or topk < 1 or not 0 <= buffer < np.inf:
             raise ConfigError(f"topk={topk!r} must be a whole number above 0, buffer={buffer!r} a number from 0 up")
+        if out_of is not None and (type(out_of) is not int or out_of < topk):
+            raise ConfigError(f"out_of={out_of!r} must be a whole number of candidates, at least topk={topk}")
+        if out_of is not None and universe is not None and index_scale(universe) > 1:
+            raise ConfigError(f"out_of={out_of} and universe {universe!r} both scale topk: leave one of them out")
         if universe is not None:
             member_spans(universe)
             universe = universe.lower()
         self.topk = topk if universe is None else max(round(topk / index_scale(universe)), 1)
-        self.buffer, self.universe = buffer, universe
+        self.buffer, self.universe, self.out_of, self.replace_blocked = buffer, universe, out_of, replace_blocked
         super().__init__(signal=signal, **kwargs)
 
     def target(self, decided, traded, scores, held, exchange) -> pd.Series:
@@ -434,17 +456,21 @@ class TopKStrategy(ScheduledStrategy):
         ranked = np.argsort(np.where(inside, -alpha, np.nan), kind="stable")[:np.count_nonzero(inside & np.isfinite(alpha))]
         if not len(ranked):
             raise DataError(f"{decided}: the signal scores no candidate of universe {self.universe or 'all'}: check its universe and days")
-        locked = np.flatnonzero((current > 0) & close.no_sell)
-        movable = (current > 0) & ~close.no_sell
-        kept = [n for n in ranked[:int(self.topk * (1 + self.buffer))] if movable[n]][:max(self.topk - len(locked), 0)]
-        can_buy = ~close.no_buy & ~np.isin(close.codes, self.blacklist)
-        bought = [n for n in ranked if can_buy[n] and current[n] == 0][:max(self.topk - len(locked) - len(kept), 0)]
+        topk = self.topk if self.out_of is None else max(round(self.topk * min(len(ranked) / self.out_of, 1)), 1)
+        no_buy, no_sell = close.no_buy | np.isin(close.codes, self.blacklist), close.no_sell
+        if self.replace_blocked:
+            blocked = blocked_on(exchange, traded, close)
+            no_buy, no_sell = no_buy | blocked[0], no_sell | blocked[1]
+        locked = np.flatnonzero((current > 0) & no_sell)
+        movable = (current > 0) & ~no_sell
+        kept = [n for n in ranked[:int(topk * (1 + self.buffer))] if movable[n]][:max(topk - len(locked), 0)]
+        bought = [n for n in ranked if not no_buy[n] and current[n] == 0][:max(topk - len(locked) - len(kept), 0)]
         weights = np.zeros(len(alpha))
         weights[locked] = current[locked]
         alike = [*kept, *bought]
         while alike:                                          # who may not be bought stays below an equal share
             share = max(1 - weights.sum(), 0.0) / len(alike)
-            below = [n for n in alike if not can_buy[n] and current[n] < share]
+            below = [n for n in alike if no_buy[n] and current[n] < share]
             if not below:
                 weights[alike] = share
                 break

@@ -7,7 +7,7 @@ import pandas as pd
 
 from qlib_ext.errors import DataError
 from qlib_ext.store.cross_checks import cross_faults
-from qlib_ext.store.schema import CODE_PATTERN, KINDS, PRICE_TOLERANCE, PRICES, TABLES
+from qlib_ext.store.schema import CODE_PATTERN, ETF_CLASSES, KINDS, PRICE_TOLERANCE, PRICES, TABLES
 from qlib_ext.store.tables import Table
 from qlib_ext.store.units import check_units
 
@@ -69,6 +69,12 @@ def _kind_faults(tables: Dict[str, Table]) -> List[str]:
         if len(codes):
             faults.append(f"table instruments: the kind of {len(codes)} codes does not fit table {name}, which has their bars, "
                           f"first {codes[0]}; correct the kind (index in index_bars, the others in bars)")  # fmt: skip
+    if "etf_baskets" in tables:
+        no_fund = np.array([kind != "etf" for kind in table.texts["kind"]], dtype=bool)
+        codes = np.intersect1d(table.codes[table.code[no_fund & (table.code >= 0)]], tables["etf_baskets"].codes)
+        if len(codes):
+            faults.append(f"table etf_baskets: {len(codes)} instruments are no ETFs by table instruments, first {codes[0]}; correct "
+                          "the kind, or give the basket of an ETF (its members are in column member)")  # fmt: skip
     return faults
 
 
@@ -291,6 +297,14 @@ def _check_instruments(table: Table, found: _Faults) -> None:
     _check_unique(table, found)
     known = pd.Series(table.texts["kind"]).isin(KINDS).to_numpy()
     found.add(~known, f"a kind that is none of {', '.join(KINDS)}", "correct it")
+    no_fund, unknown = ~np.equal(table.texts["kind"], "etf"), [None, ""]
+    for name in ("tracked_index", "etf_class"):
+        if name in table.texts:
+            given = ~pd.Series(table.texts[name], dtype=object).isin(unknown).to_numpy()
+            found.add(given & no_fund, f"a {name} though it is no ETF", "correct the kind, or leave it empty")
+    if "etf_class" in table.texts:
+        wrong = ~pd.Series(table.texts["etf_class"], dtype=object).isin([*ETF_CLASSES, *unknown]).to_numpy()
+        found.add(wrong, f"an etf_class that is none of {', '.join(ETF_CLASSES)}", "correct it, or leave it empty")
     if "delist_date" in table.dates:
         gone = table.dates["delist_date"] < table.dates["list_date"]
         found.add(gone, "a delist_date before the list_date", "correct it, or leave it empty if the instrument is listed")

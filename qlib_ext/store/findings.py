@@ -43,6 +43,11 @@ ADVICE = {
     "industry count": "supply the spans of the missing industries, or end those of the old classification",
     "survivorship": "add the bars of delisted stocks, or say beside every result that it is flattered",
     "stocks that stop": "supply their later bars, or their delist_date in table instruments",
+    "ETFs without baskets": "ingest their baskets in table etf_baskets; ETF rotation leaves them out until then",
+    "baskets do not sum to 1": "give all members of these baskets, as fractions",
+    "basket members without bars": "supply the bars of these members, or know that ETFs with less than 80 % covered are left out",
+    "old baskets": "supply later baskets; ETF rotation leaves an ETF out while its last basket is too old",
+    "ETFs without an index": "give tracked_index and etf_class in table instruments",
     "coverage drop": "leave the field out of models for this board, or end the test before the drop",
     "board without a field": "leave the field out of models for this board, or supply it",
     "field absent": "supply the columns or tables they are made of if you use what needs them"}

@@ -125,6 +125,10 @@ def publish_store(out: Path, data: Dict[str, Table], settings: Settings, history
 def _kept_settings(data: Dict[str, Table]) -> dict:
     """Hashes of the rows of tables of which no field is made, for the fingerprint: their files' bytes vary with the writer."""
     kept = {name: digest(table.frame().to_csv(index=False).encode()) for name, table in data.items() if TABLES[name].kept}
+    tracked = data["instruments"].texts.get("tracked_index", ()) if "instruments" in data else ()
+    if any(tracked):  # which ETFs stand for one index
+        columns = ["instrument", "tracked_index", "etf_class"]
+        kept["instruments"] = digest(data["instruments"].frame().reindex(columns=columns).to_csv(index=False).encode())
     return {"kept_tables": kept} if kept else {}
 
 

@@ -9,6 +9,8 @@ INDEX_NAMES = ("csi300", "csi500", "csi1000")
 INDEX_SIZES = {"csi300": 300, "csi500": 500, "csi1000": 1000}
 INDEX_CODES = {"csi300": "SH000300", "csi500": "SH000905", "csi1000": "SH000852"}
 KINDS = ("stock", "index", "etf", "bond")
+ETF_CLASSES = ("sector", "broad")
+BASKET_DAYS = 100  # calendar days after which a basket of an ETF says no more what it holds
 PRICES = ("open", "high", "low", "close")
 
 # Prices are stored with 24 bits; an open or close may stick out of [low, high] by rounding only.
@@ -75,8 +77,10 @@ TABLES: Dict[str, TableSpec] = {
         ("period_end", "announcement"), optional_numbers=BALANCES + FLOWS + ("eps",)),
     "dividends": TableSpec("one row per ex-date: cash in CNY per share before tax, bonus in new shares per share",
                            ("ex_date",), ("cash", "bonus")),
-    "instruments": TableSpec("kind of each instrument (stock, etf, bond), its first day of listing, its last one if delisted",
-                             ("list_date",), texts=("kind",), optional_dates=("delist_date",), optional_texts=("name",)),
+    "instruments": TableSpec("kind of each instrument (stock, etf, bond), its first day of listing, its last one if delisted; of an "
+                             "ETF the index it tracks (any text, the same for all that track it) and its class, sector or broad",
+                             ("list_date",), texts=("kind",), optional_dates=("delist_date",),
+                             optional_texts=("name", "tracked_index", "etf_class")),
     "etf_baskets": TableSpec("one row per ETF (instrument), date and member: weight as a fraction, known after the close of the "
                              "date", ("date",), ("weight",), texts=("member",), kept=True),
     "bond_terms": TableSpec(

@@ -235,6 +235,23 @@ def test_finished_members_are_used_again(dataset, tmp_path, monkeypatch):
     assert FITTED == [5, 6, 7] and not list((tmp_path / "home" / "ensembles").iterdir())
 
 
+def test_named_members_may_be_ensembles_of_seeds(dataset):
+    """Seeds averaged inside, what is averaged outside: each under its own name in the recorder."""
+    parts = {"first": partial(), "third": partial(feature=2)}
+    seeds = {name: {"class": "Ensemble", "module_path": "qlib_ext.models.ensemble",
+                    "kwargs": {"model": model, "seeds": [1, 2], "average": "z"}} for name, model in parts.items()}
+    with R.start(experiment_name="t"):
+        made = Ensemble(members=seeds, average="z").fit(dataset)
+        found, identifier = made.predict(dataset), R.get_recorder().id
+    inner = {name: Ensemble(**config["kwargs"]).fit(dataset).predict(dataset) for name, config in seeds.items()}
+    pd.testing.assert_series_equal(found, average_scores(pd.DataFrame(inner), "z"), check_exact=True)
+    recorder = R.get_recorder(recorder_id=identifier, experiment_name="t")
+    for name in inner:
+        kept = recorder.load_object(f"members/pred_{name}.pkl")["score"]
+        pd.testing.assert_series_equal(kept, inner[name], check_exact=True)
+    assert len(recorder.load_object("members/third/members/pred_seed_2.pkl"))
+
+
 # ---- what members score ----------
 def test_stocks_that_a_member_leaves_out(dataset, said):
     made = Ensemble(members=[partial(), partial(feature=2, stocks=4)]).fit(dataset)
@@ -262,6 +279,7 @@ def test_seeds_without_effect_are_named(dataset, said):
     ({"model": BOOSTED, "seeds": [1, 1]}, "name a seed twice"), ({"model": BOOSTED, "seeds": [0.5]}, "whole numbers"),
     ({"model": BOOSTED, "seeds": 3}, "seeds=3"), ({"members": []}, r"members=\[\]"), ({"members": [LINEAR, LINEAR]}, "member 1 .* same"),
     ({"model": BOOSTED, "seeds": [1], "average": "mean"}, "average='mean' is unknown"), ({"members": [{"class": 1}]}, "is no model"),
+    ({"members": {"a": LINEAR, "b": LINEAR}}, "member b .* same"), ({"members": {"a/b": LINEAR}}, "'a/b' names files"),
     ({"members": [partial(sede=1)]}, "does not take 'sede' .did you mean 'seed'"),
 ])
 def test_bad_options(options, text):

@@ -1,6 +1,8 @@
 """Index enhancement and top-k inside Qlib's loop and the fast engine: schedule, locks, certificates, nothing of the future."""
+import copy
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -40,6 +42,7 @@ def exchange(market):
 
 
 STRATEGIES = {"enhanced": {}, "topk": {"kind": TopKStrategy, "topk": 100, "buffer": 0.5, "universe": "csi1000"},
+              "next in rank": {"kind": TopKStrategy, "topk": 20, "out_of": 100, "replace_blocked": True},
               "every third day": {"rebalance": 3}, "part": {"risk_degree": 0.9}}
 
 
@@ -235,6 +238,59 @@ def test_top_k_does_not_add_to_what_may_not_be_bought(made, exchange, market):
     assert free.to_numpy() == pytest.approx(1 / 20)
 
 
+def blocking(exchange, day: np.datetime64, buy=(), sell=()):
+    """The exchange on which some stocks cannot be bought, others not be sold, on a day."""
+    made = copy.copy(exchange)
+    quotes, t = exchange.quotes, int(np.searchsorted(exchange.quotes.days, day))
+    can = {"can_buy": quotes.can_buy.copy(), "can_sell": quotes.can_sell.copy()}
+    for name, codes in (("can_buy", buy), ("can_sell", sell)):
+        can[name][t, np.isin(quotes.instruments, list(codes))] = False
+    made.quotes = replace(quotes, **can)
+    return made
+
+
+def test_the_next_in_rank_stands_in_for_whom_the_day_of_trading_blocks(made, exchange, market):
+    day, after = np.datetime64("2016-06-03"), np.datetime64("2016-06-06")
+    score = scores(market[0]).loc[str(day), "score"].dropna()
+
+    def target(held, exchange, **options):
+        return made(TopKStrategy, topk=20, **options).target(day, after, score, pd.Series(held, dtype=float), exchange)
+    free = target({}, exchange, replace_blocked=True)
+    best = score[free.index].sort_values().index
+    blocked = blocking(exchange, after, buy=best[-3:], sell=["SH600001"])
+    found = target({"SH600001": 0.05}, blocked, replace_blocked=True)
+    assert len(found) == 20 and not set(best[-3:]) & set(found.index) and set(best[:-3]) <= set(found.index)
+    assert found["SH600001"] == pytest.approx(0.05) and found.drop("SH600001").to_numpy() == pytest.approx(0.95 / 19)
+    new = set(found.index) - set(free.index) - {"SH600001"}
+    assert len(new) == 2 and score[list(new)].max() < score[best[0]]                       # those that follow in rank
+    assert set(best) <= set(target({}, blocked).index), "without the option only the close decides"
+    with pytest.raises(ConfigError, match="AShareExchange"):
+        target({}, None, replace_blocked=True)
+
+
+def test_blocked_names_do_not_leave_cash(made, exchange, market):
+    """Who cannot be bought on the day of trading leaves a hole, unless the next in rank stands in."""
+    best = scores(market[0])["score"].unstack().rank(axis=1, ascending=False) <= 5
+    spoilt = exchange
+    for decided, traded in zip(exchange.quotes.days[:-1], exchange.quotes.days[1:]):
+        if week_of(decided) != week_of(traded) and pd.Timestamp(decided) in best.index:
+            spoilt = blocking(spoilt, traded, buy=best.columns[best.loc[decided]])
+    cash = {option: made(TopKStrategy, topk=20, replace_blocked=option).simulate(spoilt, FIRST, "2016-06-30", 1e8).report["cash"].mean()
+            for option in (True, False)}
+    assert cash[True] < 0.03e8 and cash[False] > 0.1e8
+
+
+def test_top_k_of_a_smaller_market(made, exchange):
+    """A share of the candidates: 20 of 100 are 16 of some 80; a market as large as meant, or larger, has them all."""
+    strategy = made(TopKStrategy, topk=20, out_of=100)
+    strategy.simulate(exchange, FIRST, "2016-06-30", 1e7)
+    counts = strategy.table("decisions").groupby("day").size()
+    assert counts.between(14, 18).all()
+    large = made(TopKStrategy, topk=20, out_of=40)
+    large.simulate(exchange, FIRST, "2016-06-30", 1e7)
+    assert (large.table("decisions").groupby("day").size() == 20).all()
+
+
 def member_codes(day: str) -> set:
     from qlib_ext.data.universe import member_spans
     return {code for code, spans in member_spans("csi1000").items() if any(a <= pd.Timestamp(day) <= b for a, b in spans)}
@@ -383,6 +439,8 @@ def run(schedule: Schedule, days: np.ndarray) -> list:
     ({"optimizer": {"preset": "metta"}}, ConfigError, "did you mean meta"), ({"rebalance": "daily"}, ConfigError, "rebalance"),
     ({"signal": "<PRED>"}, ConfigError, "not filled"), ({"risk_degree": 1.2}, ConfigError, "risk_degree"),
     ({"infeasible": "ignore"}, ConfigError, "infeasible"), ({"blacklist": "SH600000"}, ConfigError, "list of codes"),
+    ({"kind": TopKStrategy, "topk": 5, "out_of": 4}, ConfigError, "at least topk=5"),
+    ({"kind": TopKStrategy, "topk": 5, "out_of": 9, "universe": "csi1000"}, ConfigError, "both scale"),
     ({"kind": TopKStrategy, "topk": 5, "blacklist": "SH600000"}, ConfigError, "list of codes"),
 ])
 def test_wrong_keywords_are_refused(made, options, error, words):
