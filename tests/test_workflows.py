@@ -71,6 +71,11 @@ def _write_baskets(root: Path, codes: list) -> None:
     table.to_parquet(root / "tables" / "etf_baskets.parquet")
 
 
+def _portfolios(task: dict) -> list[dict]:
+    """Keywords of the records that hold a back-test."""
+    return [record["kwargs"] for record in task["record"] if "config" in record.get("kwargs", {})]
+
+
 @pytest.fixture(scope="session")
 def published(tmp_path_factory):
     """A state dict and market columns of the published shapes, by the variables that name them."""
@@ -122,7 +127,7 @@ def test_workflows_hold_together(path, environment):
     assert path.stem.endswith(market) and config["experiment_name"] == path.stem
     assert config["qlib_init"]["provider_uri"] == os.environ["QLIB_DATA"]
     assert config["qlib_init"]["exp_manager"]["kwargs"]["uri"] == f"sqlite:///{os.environ['QLIB_EXT_HOME']}/tracking.db"
-    portfolios = [record["kwargs"]["config"] for record in task["record"] if "config" in record["kwargs"]]
+    portfolios = [kwargs["config"] for kwargs in _portfolios(task)]
     held = ["csi300", "csi500", "csi1000"] if market == "all" else [market]
     assert [one["backtest"]["benchmark"] for one in portfolios] == [BENCHMARK[index] for index in held]
     assert config.get("benchmark", BENCHMARK.get(market)) == BENCHMARK.get(market)
@@ -157,7 +162,7 @@ def test_published_sizes_stand_in_the_main_workflow(environment):
 
 def test_the_two_portfolios_of_all_stocks_differ_in_their_costs_alone(environment, monkeypatch):
     config = load_workflow(ROOT / "workflows" / "decomp_gru_top200.yaml")
-    task, portfolios = config["task"], [record["kwargs"] for record in config["task"]["record"] if "config" in record["kwargs"]]
+    task, portfolios = config["task"], _portfolios(config["task"])
     costs = [one["config"]["backtest"]["exchange_kwargs"]["exchange"]["kwargs"].pop("costs") for one in portfolios]
     assert costs == [{"commission": 0.0, "minimum": 0.0}, "broker"]
     assert [one.pop("name") for one in portfolios] == ["without_costs", "with_costs"] and portfolios[0] == portfolios[1]
@@ -180,7 +185,7 @@ def test_the_rotation_takes_its_scores_from_the_model_of_all_stocks(environment,
     """Same model and data as the TOP200, an exchange of ETFs; a store without ETFs is refused before training."""
     stocks, etfs = (load_workflow(ROOT / "workflows" / f"decomp_gru_{name}.yaml") for name in ("top200", "etf"))
     assert etfs["task"]["model"] == stocks["task"]["model"] and etfs["task"]["dataset"] == stocks["task"]["dataset"]
-    config = etfs["task"]["record"][-1]["kwargs"]["config"]
+    config = _portfolios(etfs["task"])[0]["config"]
     assert config["strategy"]["class"] == "ETFRotationStrategy"
     assert config["backtest"]["exchange_kwargs"]["exchange"]["kwargs"] == {"codes": "etf", "deal_price": "close", "costs": "dated"}
     bare = tmp_path / "bare"

@@ -51,8 +51,9 @@ def short_workflow(name: str, path: Path, change=lambda config: None) -> Path:
     for loader in (dataset.get("aux") or {}).values():
         for part in loader["kwargs"].get("parts", [loader]):
             part["kwargs"].update(FIT)
-    config["task"]["record"][-1]["kwargs"]["config"]["backtest"].update(start_time="2020-04-01", end_time="2020-06-24")
-    strategy = config["task"]["record"][-1]["kwargs"]["config"]["strategy"]
+    portfolio = next(record["kwargs"]["config"] for record in config["task"]["record"] if "config" in record.get("kwargs", {}))
+    portfolio["backtest"].update(start_time="2020-04-01", end_time="2020-06-24")
+    strategy = portfolio["strategy"]
     strategy["kwargs"].update({"topk": 5, "n_drop": 1} if strategy["class"] == "TopkDropoutStrategy" else {})
     change(config)
     config.pop("BASE_CONFIG_PATH")
