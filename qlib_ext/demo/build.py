@@ -6,7 +6,6 @@ import os
 import tempfile
 from pathlib import Path
 
-from qlib_ext.demo.etfs import VERSION as ETFS
 from qlib_ext.demo.market import GENERATOR, make_market
 from qlib_ext.demo.membership import INDEX_NAMES
 from qlib_ext.demo.tables import write_tables
@@ -55,7 +54,7 @@ def build_demo(out: str | Path, seed: int = 0, overwrite: bool = False, drift: b
         tables = write_tables(market, Path(folder) / "tables", etfs=True)
         sizes = dict(zip(INDEX_NAMES, market.index_sizes, strict=True))
         ingest(tables, out, overwrite=True, generated=True, index_sizes=sizes)
-        summary = {**truth_summary(market, read_metadata(out)["fingerprint"]), "etfs": ETFS}
+        summary = truth_summary(market, read_metadata(out)["fingerprint"])
         truth_table(market).to_parquet(Path(folder) / "truth.parquet", index=False)
         (Path(folder) / "truth.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
         os.replace(Path(folder) / "truth.parquet", table_file)
@@ -116,9 +115,6 @@ def _is_finished(out: Path, seed: int, switches: dict[str, bool], overwrite: boo
             f"the demo store at {out} has seed {found[0]}, switches {_names(found[1])} and generator version {found[2]}, "
             f"asked are {seed}, {_names(switches)} and {GENERATOR}; give --overwrite to replace it, or another --out"
         )
-    if summary.get("etfs") != ETFS:
-        logger.warning("the demo store at %s was made before the demo had its ETFs of today; it stays as it is: give --overwrite to "
-                       "make it again with them (the stocks do not change)", out)  # fmt: skip
     return True
 
 

@@ -24,7 +24,6 @@ FEE = 0.006 / 244
 PREMIUM, PREMIUM_DAYS = 0.0006, 2.0
 AMOUNT_WAVE, AMOUNT_DAYS, AMOUNT_NOISE = 0.35, 40.0, 0.30
 LONG_AGO = "2012-05-28"
-VERSION = 1  # of the ETFs; the stocks have their own (`market.GENERATOR`)
 
 
 @dataclass(frozen=True)

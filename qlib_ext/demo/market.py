@@ -17,7 +17,7 @@ from qlib_ext.demo.streams import stream
 from qlib_ext.errors import ConfigError
 from qlib_ext.market_rules import board_of
 
-GENERATOR = 3
+GENERATOR = 4
 START, END = "2015-01-05", "2024-12-31"
 INDEX_SIZES = (60, 100, 200)
 HOLIDAYS = (("01-01", "01-03"), ("02-08", "02-14"), ("04-04", "04-06"), ("05-01", "05-05"), ("10-01", "10-07"))

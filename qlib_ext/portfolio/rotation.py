@@ -230,7 +230,7 @@ class ETFRotationStrategy(ScheduledStrategy):
         score, threshold = np.where(chosen, found.score, np.nan), self.threshold(decided)
         can_buy = ~pool.no_buy & ~np.isin(self.pool.codes, self.blacklist)
         kept = rotate(score, held_now, threshold, can_buy, **self.limits)
-        self._keep(decided, chosen, found, score, threshold, held_now, kept)
+        self._keep(decided, pool, chosen, found, score, threshold, held_now, kept)
         if self.schedule.first is not None and set(held.index) == set(self.pool.codes[kept]):
             return None
         weights = pd.Series(1 / max(kept.sum(), self.limits["min_holdings"]), index=self.pool.codes[kept])
@@ -263,13 +263,13 @@ class ETFRotationStrategy(ScheduledStrategy):
                 self._warned.add((code, code in lost))
                 logger.warning(f"{day}: {code} is left out: {why} (said once)")
 
-    def _keep(self, day: np.datetime64, chosen: np.ndarray, found: Aggregate, score: np.ndarray, threshold: float,
+    def _keep(self, day: np.datetime64, pool: PoolDay, chosen: np.ndarray, found: Aggregate, score: np.ndarray, threshold: float,
               held: np.ndarray, kept: np.ndarray) -> None:
         at = np.flatnonzero(chosen | held)
         self.keep("ratings", pd.DataFrame({
-            "day": str(day), "instrument": self.pool.codes[at], "index": self.pool.tracked[at], "score": score[at], "raw": found.raw[at],
-            "covered": found.covered[at], "names": found.names[at], "rank": ranks(score)[at], "threshold": threshold, "held": held[at],
-            "kept": kept[at]}))
+            "day": str(day), "instrument": self.pool.codes[at], "index": self.pool.tracked[at], "amount": pool.amount[at],
+            "score": score[at], "raw": found.raw[at], "covered": found.covered[at], "names": found.names[at],
+            "rank": ranks(score)[at], "threshold": threshold, "held": held[at], "kept": kept[at]}))
 
 
 def check_options(**options) -> None:

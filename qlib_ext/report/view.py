@@ -164,7 +164,7 @@ def _industry(reader: FieldReader, codes: np.ndarray) -> np.ndarray:
     """Industry codes as text ``[t, n]``, "" unknown."""
     numbers, known = reader.lay("industry", codes), _industry_table()
     found, place = np.unique(np.where(np.isfinite(numbers), numbers, -1.0), return_inverse=True)
-    names = ["" if number < 0 else str((known.get(f"{number:g}") or {}).get("code", f"{number:g}")) for number in found]
+    names = ["" if number < 0 else str((known.get(f"{number:.0f}") or {}).get("code", f"{number:.0f}")) for number in found]
     return np.array(names, dtype=str)[place.reshape(numbers.shape)]
 
 

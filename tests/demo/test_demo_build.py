@@ -34,7 +34,7 @@ def no_market(*arguments, **options):
 
 def test_build_writes_store_and_truth(store, small):
     summary = read_truth(store)
-    assert summary["seed"] == 5 and summary["generator"] == GENERATOR == 3 and "generated" in summary["statement"]
+    assert summary["seed"] == 5 and summary["generator"] == GENERATOR == 4 and "generated" in summary["statement"]
     assert summary["switches"] == {"drift": False, "null": False, "size_groups": False} and list(summary["parts"]) == list(PARTS)
     assert summary["index_sizes"] == {"csi300": 12, "csi500": 20, "csi1000": 40} and "special_cases" in summary
     metadata = json.loads((store / "qlib_ext_store.json").read_text())

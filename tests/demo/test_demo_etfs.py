@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from qlib_ext.demo.build import build_demo, read_truth, truth_paths
-from qlib_ext.demo.etfs import FUNDS, VERSION, add_etfs, capped_weights, make_indices
-from qlib_ext.demo.market import make_market
+from qlib_ext.demo.etfs import FUNDS, add_etfs, capped_weights, make_indices
+from qlib_ext.demo.market import GENERATOR, make_market
 from qlib_ext.demo.tables import make_tables, write_tables
 from qlib_ext.market_rules import kind_of, limit_prices
 from qlib_ext.store import read_table
@@ -135,16 +135,16 @@ def small_markets(small_options, monkeypatch):
     monkeypatch.setattr("qlib_ext.demo.build.make_market", lambda seed, **switches: make_market(seed, **small_options, **switches))
 
 
-def test_a_demo_store_has_etfs_and_an_older_one_stays(small_markets, small, tmp_path, caplog):
+def test_a_demo_store_has_etfs_and_an_older_one_is_replaced(small_markets, small, tmp_path, caplog):
     store = build_demo(tmp_path / "store", seed=5)
-    assert read_truth(store)["etfs"] == VERSION
     assert set(read_table(store, "etf_baskets")["instrument"]) == set(CODES) - {"SH512012"}
     assert len((store / "instruments" / "etf.txt").read_text().splitlines()) == len(CODES) - 1
     file = truth_paths(store)[0]
-    file.write_text(json.dumps({key: value for key, value in json.loads(file.read_text()).items() if key != "etfs"}))
+    file.write_text(json.dumps({**json.loads(file.read_text()), "generator": 3, "switches": {"drift": False, "null": False}}))
     with caplog.at_level("WARNING", logger="qlib_ext.demo"):
         assert build_demo(store, seed=5) == store
-    assert "stays as it is: give --overwrite" in caplog.text and "etfs" not in read_truth(store)
+    assert "generator version 3" in caplog.text and read_truth(store)["generator"] == GENERATOR
+
 
 
 def test_without_etfs_the_files_are_those_of_stocks(small, tmp_path):

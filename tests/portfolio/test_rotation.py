@@ -18,7 +18,7 @@ from qlib_ext.portfolio.rotation import ETFRotationStrategy, EtfPool, check_opti
 from qlib_ext.store.ingest import ingest
 from qlib_ext.store.schema import INDEX_NAMES
 
-START, FIRST, LAST = "2015-09-01", "2016-05-03", "2016-10-28"       # enhanced_market trades from FIRST on
+START, FIRST, LAST = "2015-12-21", "2016-05-03", "2016-10-28"       # enhanced_market trades from FIRST on
 
 
 # ---- arithmetic ------------------------------------------------------------------------------------------------------------------
@@ -227,6 +227,20 @@ def test_the_pool_is_that_of_the_tables(store):
     both = EtfPool(["sector", "broad"]).at(np.datetime64("2016-11-30")).liquid.sum()
     assert both == EtfPool(None).at(np.datetime64("2016-11-30")).liquid.sum() == found.liquid.sum() + 3
     assert EtfPool(min_amount_5=1e12).at(np.datetime64("2016-11-30")).liquid.sum() == 0
+
+
+@pytest.mark.parametrize("held, other", [("SH512005", "SZ159905"), ("SZ159905", "SH512005")])
+def test_a_held_etf_stands_for_its_index(strategy, scored, held, other):
+    """Its twin, traded more on one of these days, neither joins it nor takes its place."""
+    made = strategy(exit_rank=12, max_holdings=6)
+    made.schedule.first, days = 0, np.array(["2016-05-06", "2016-06-17", "2016-07-29", "2016-09-02"], "datetime64[D]")
+    for day in days:
+        made.target(day, day + 3, scored["score"][pd.Timestamp(day)], pd.Series({held: 1.0}), None)
+    mine = made.table("ratings").query("index == 'SECTOR05'")
+    assert mine["instrument"].tolist() == [held] * 4 and mine["kept"].all()
+    place = [made.pool.codes.tolist().index(code) for code in (held, other)]
+    ahead = [np.diff(made.pool.at(day).amount[place])[0] > 0 for day in days]
+    assert any(ahead)
 
 
 def test_the_benchmark_is_the_pool_alike(store):
