@@ -44,7 +44,7 @@ a{color:var(--accent)}
 .sub{color:var(--muted);margin:0 0 14px;overflow-wrap:anywhere}
 nav{display:flex;flex-wrap:wrap;gap:4px 18px;margin:16px 0 0;font-size:14px}
 nav a{text-decoration:none}
-.facts{display:grid;grid-template-columns:repeat(auto-fill,minmax(220px,1fr));gap:8px 24px;margin:14px 0;font-size:13.5px}
+.facts{display:grid;grid-template-columns:repeat(auto-fill,minmax(250px,1fr));gap:8px 24px;margin:14px 0;font-size:13.5px}
 .facts div{min-width:0;overflow-wrap:anywhere}
 .facts dt{color:var(--muted);font-size:12px}
 .facts dd{margin:0}
@@ -76,10 +76,10 @@ thead th{font-weight:600;color:var(--muted);border-bottom:1px solid var(--line);
 background:var(--card);white-space:normal;min-width:72px;line-height:1.3;z-index:1;word-break:keep-all}
 tbody th.long{white-space:normal;min-width:132px}
 .checks{margin:0 0 12px}
-tbody th,th.key{font-weight:500;text-align:left}
+tbody th,th.head{font-weight:500;text-align:left}
 tbody th:first-child{position:sticky;left:0;background:var(--card)}
 thead th:first-child{left:0;z-index:2}
-thead th.key{font-weight:600}
+thead th.head{font-weight:600}
 tbody tr:last-child th,tbody tr:last-child td{border-bottom:0}
 td.text,th.text{text-align:left;white-space:normal;min-width:150px}
 .none{color:var(--muted)}
@@ -93,6 +93,7 @@ h1{font-size:22px}
 .keys{grid-template-columns:repeat(auto-fill,minmax(104px,1fr));gap:8px}.key dd{font-size:18px}
 .key .over{font-size:11px}.key{padding:8px 9px}
 .facts{grid-template-columns:repeat(auto-fill,minmax(145px,1fr));gap:8px 14px}
+td.text,th.text{min-width:250px}
 }
 @page{size:A4;margin:13mm 11mm}
 @media print{
@@ -115,7 +116,7 @@ td.text,th.text{min-width:0}
 *{-webkit-print-color-adjust:exact;print-color-adjust:exact}
 }
 """
-SCRIPT = 'if(/^zh/i.test(navigator.language))document.getElementById("lang-zh").checked=true'
+SCRIPT = 'if(/^zh/i.test(navigator.language)){document.getElementById("lang-zh").checked=true;document.documentElement.lang="zh-CN"}'
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 
 
@@ -171,7 +172,7 @@ def table_html(frame: pd.DataFrame, voice: Voice, name: str = "") -> str:
     levels = [frame.index.get_level_values(level) for level in range(frame.index.nlevels)]
     titles = [str(title) if title is not None else "" for title in frame.index.names]
     texts = {column: frame[column].map(lambda value: isinstance(value, str) and len(value) > 14).any() for column in frame}
-    head = "".join(f'<th class="key">{voice.html(title) if title else ""}</th>' for title in titles)
+    head = "".join(f'<th class="head">{voice.html(title) if title else ""}</th>' for title in titles)
     head += "".join(f"<th{_class(texts[column])}>{voice.html(column)}</th>" for column in frame)
     rows = []
     for number, values in enumerate(frame.itertuples(index=False, name=None)):

@@ -159,6 +159,7 @@ OTHERS: list[tuple[str, str]] = [
     ("noise after {days}; inputs of these days and of one day before each, {count} scores; index members, fundamentals and risk "
      "snapshots as they are",
      "{days}之后为噪声；比较这些日期及各自之前一日的输入、{count}个得分；指数成分、财务数据与风险快照不变"),
+    ("{count} test days", "{count}个测试日"),
     ("not run: {reason}", "未进行：{reason}"),
     ("the store has no float_cap: {cap} weighs instead", "数据没有流通市值：以{cap}代替"),
     ("the store has no field {field}: the members of {index} weigh alike in active weights", "数据没有字段{field}：计算主动权重时{index}成分股按等权处理"),
@@ -199,7 +200,8 @@ VALUES: list[tuple[str, str]] = [
 
 def _compiled(english: str) -> tuple[re.Pattern, list[str]]:
     parts = re.split(r"\{(\w+)\}", english)
-    return re.compile("".join("(.*?)" if place % 2 else re.escape(part) for place, part in enumerate(parts)) + r"(?:\s+|$)"), parts[1::2]
+    rule = "".join("(.*?)" if place % 2 else re.escape(part) for place, part in enumerate(parts))
+    return re.compile(rule + (r"(?:\s+|$)" if parts[-1] else "$")), parts[1::2]                # a value at the end takes all the rest
 
 
 FORMS = [(*_compiled(english), FACTOR_CHINESE[name]) for name, english in FACTOR.items() if name in FACTOR_CHINESE]

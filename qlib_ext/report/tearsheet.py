@@ -176,6 +176,8 @@ def _is_small(frame: pd.DataFrame) -> bool:
 
 def _table(name: str, table: Table, voice: Voice, width: str = "full") -> str:
     frame, left = table.frame.iloc[::-1] if name in LATEST_FIRST else table.frame, ""
+    if name in (*FIRST, *LATEST_FIRST):                                                # what a window is comes after what it earned
+        frame = frame[sorted(frame, key=lambda column: column in ("first day", "last day", "days"))]
     if len(frame) > MOST_ROWS:
         frame = frame.iloc[:MOST_ROWS] if name in LATEST_FIRST else frame.iloc[-MOST_ROWS:]
         left = f'<p class="note">{voice.html(f"The last {MOST_ROWS} of {len(table.frame)} rows; the recorder has all.")}</p>'

@@ -80,7 +80,7 @@ def test_net_values_are_products_of_daily_returns():
     over = curves(plots.excess(TABLES["portfolio"], PAGE))["After cost / Total return"]
     assert over[-1] == pytest.approx(np.prod(1 + frame["net"]) / np.prod(1 + frame["total_return"]))
     fall = next(one.get_ydata() for one in plots.drawdown(TABLES["portfolio"], PAGE).axes[0].lines if one.get_label() == "After cost")
-    assert min(fall) == pytest.approx(min(slow[t] / max(slow[:t + 1]) - 1 for t in range(len(slow))))
+    assert fall == pytest.approx([slow[t] / max(slow[:t + 1]) - 1 for t in range(len(slow))])
 
 
 def test_a_missing_return_is_none_and_a_late_start_starts_at_one():
