@@ -1,7 +1,8 @@
 """The planted signal of the demo market: its latent states, what they pay, and the true expectation of the 5-day label.
 
 The drift of day t+1, known at the close of t, is the sum of five parts, each times its pay-off factor f_part[t] (1; with the
-switch `drift` a fixed path of the date, with `null` 0; with `size_groups` 2 for the groups, which are then bands of size). All AR(1) states are Gaussian, stationary, of mean 0 and variance 1.
+switch `drift` a fixed path of the date, with `null` 0; with `size_groups` 2 for the groups, which are then bands of size). All AR(1)
+states are Gaussian, stationary, of mean 0 and variance 1.
 
     state     scale[n] * (PAY_S (1 + .5 tanh h[t]) s[t, n] + PAY_V (1 - .5 tanh h[t]) v[t, n] + PAY_SV s[t, n] v[t, n])
     temporal  scale[n] * PAY_T * q[t, n],      q[t] = rho q[t-1] + sqrt(1 - rho^2) u[t] u[t-3]

@@ -189,7 +189,7 @@ class PortfolioReportRecord(_ReportRecord):
 
     def generate(self, **kwargs) -> Report:
         """Make and save the report; its tables."""
-        (facts, origin), folder = run_facts(self.recorder), "/".join(part for part in (ANALYSIS, self.name) if part)
+        facts, folder = run_facts(self.recorder)[0], "/".join(part for part in (ANALYSIS, self.name) if part)
         report, positions, benchmarks = (_object(self.recorder, f"{folder}/{name}") for name in (REPORT, POSITIONS, "benchmarks.pkl"))
         if report is None or positions is None:
             has = sorted({"/".join(name.split("/")[:2]) for name in Artefacts(self.recorder).list(ANALYSIS) if "." not in name})

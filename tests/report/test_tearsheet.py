@@ -19,7 +19,7 @@ from qlib_ext.report.page import Voice, table_html
 from qlib_ext.report.plots import PLOTS
 from qlib_ext.report.saved import Saved
 from qlib_ext.report.table import Table
-from qlib_ext.report.tearsheet import compare_sheet, key_figures, tear_sheet
+from qlib_ext.report.tearsheet import compare_sheet, tear_sheet
 from qlib_ext.report.words import both, known
 
 VOID = {"meta", "link", "input", "br"}
