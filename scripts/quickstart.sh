@@ -41,3 +41,4 @@ cd "$ROOT"
 
 say ""
 "$PY" "$ROOT/scripts/compare.py" --last
+say "The report is tearsheet.html among the artefacts: open it in a browser."
