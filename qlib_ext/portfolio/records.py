@@ -139,7 +139,8 @@ class PortfolioRecord(PortAnaRecord):
         table["turnover a year"] = float(report["turnover"].sum() / 2 * DAYS_A_YEAR / len(report))
         self.recorder.log_metrics(**{f"{name}.{key.replace(' ', '_')}": float(value)
                                      for name, row in table.iterrows() for key, value in row.items() if np.isfinite(value)})
-        print(f"{self.name or index or ''} over three benchmarks (excess compounded, after cost unless said; {len(frame)} days):")
+        print(f"{self.name or index or ''} over three benchmarks (excess compounded, IR of daily differences, after cost unless said; "
+              f"{len(frame)} days):")
         print(table.T.to_string(float_format="{:.4f}".format))
         return {"benchmarks.pkl": frame, "benchmark_analysis.pkl": table}
 

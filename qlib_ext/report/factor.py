@@ -18,7 +18,7 @@ from qlib_ext.report.metrics import DayFigures, cautious_t, day_figures, summari
 from qlib_ext.report.neutral import industry_codes, industry_exposure, neutral_score, style_exposure
 from qlib_ext.report.periods import (annual_excess, annual_return, annual_volatility, broker_windows, calendar_windows, period_excess,
                                      period_means, period_returns, rebalance_days, week_ends, win_rate, window_dates)
-from qlib_ext.report.quantile import group_means, held_portfolios, quantile_groups, turnover_a_year
+from qlib_ext.report.quantile import group_means, held_portfolios, last_known, quantile_groups, turnover_a_year
 from qlib_ext.report.table import Report, Table
 
 EXPOSURE_LAG = 20
@@ -111,7 +111,7 @@ class _Numbers:
         if not self.has_cap:
             frame = frame.drop(columns="universe_cap")
         if self.has_index:
-            price = self.view.benchmark
+            price = last_known(np.asarray(self.view.benchmark)[:, None])[:, 0]       # a missing price moves its change to the next
             frame["index"] = np.where(frame["universe_equal"].isna(), np.nan, np.r_[np.nan, price[1:] / price[:-1] - 1][self.span])
         return frame
 
@@ -280,7 +280,7 @@ def _summary(numbers: _Numbers) -> pd.DataFrame:
     counted = ~np.isnan(figures.rank_ic)
     rows += [("turnover of the top group a year", turnover, "one-way, without the first purchase"),
              ("autocorrelation of ranks", summarize(numbers.daily["autocorrelation"])["mean"], "with those of the trading day before"),
-             ("coverage", summarize(share)["mean"], "scored share of the instruments with a price that day, mean over days"),
+             ("coverage", summarize(share)["mean"], "scored share of those with a price that day among all ever scored, mean over days"),
              ("names", summarize(figures.count[counted])["mean"], "pairs of score and label a day, over the days that count"),
              ("days", int(counted.sum()), "days with a RankIC"),
              ("days without a score", int((~rated).sum()), f"of the {len(rated)} trading days from the first to the last scored day"),

@@ -25,14 +25,14 @@ SENTENCES: Dict[str, str] = {
                  "universes hold all scored stocks under the same rules, with equal weights or those of the market value.",
     "not tradable": "A stock that cannot be bought at the entry is left out and the other targets share its part; one that cannot be sold"
                     " keeps its weight, and so does one held already that cannot be bought; weights drift between rebalances, and a stock"
-                    " without a price keeps its last one.",
+                    " without a price keeps its last one, at which it is sold once it has had none for 60 days.",
     "a year": "Compounded, {days_a_year} days a year; excess is the growth of the ratio of net values to the equal-weighted universe; "
               "turnover is one-way, without the first purchase.",
     "forward": "Mean forward return: mean label of groups formed every day, mean over days (labels {overlap}).",
     "to date": "All windows end on the last scored day.",
     "windows": "Compounded within the window, not annualised, weeks from last trading day to last trading day; excess is the return of "
-               "Q{quantiles} less that of the universe or index; long-short compounds daily differences; IC, RankIC and exp(-RankMAE) are"
-               " means over the days of the scores.",
+               "Q{quantiles} less that of the universe or index (as quoted: without the dividends that prices of stocks carry); "
+               "long-short compounds daily differences; IC, RankIC and exp(-RankMAE) are means over the days of the scores.",
     "part": "Ranked within the part, which needs {min_count} pairs a day.",
     "cap groups": "Groups of equal numbers of scored stocks by the market value of the day; ranked within the group, which needs "
                   "{min_count} pairs a day.",

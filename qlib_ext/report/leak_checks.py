@@ -114,7 +114,9 @@ def largest_difference(whole: pd.Series, part: pd.Series) -> float:
     left, right = whole.sort_index().to_numpy(np.float64), part.sort_index().to_numpy(np.float64)
     if np.array_equal(left, right):
         return 0.0
-    return float(np.abs(left - right).max() / max(np.abs(left).max(), np.abs(right).max()))
+    with np.errstate(invalid="ignore"):
+        found = float(np.abs(left - right).max() / max(np.abs(left).max(), np.abs(right).max()))
+    return found if np.isfinite(found) else float("inf")                             # infinite scores, not all the same
 
 
 def first_few(names: Sequence[str]) -> str:

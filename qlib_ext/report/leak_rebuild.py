@@ -31,7 +31,8 @@ from qlib_ext.report.runs import _first_column
 from qlib_ext.signatures import keywords
 from qlib_ext.workflow import class_nodes
 
-BARS = ("open", "high", "low", "close", "vwap", "volume", "amount", "turnover", "change", "factor")
+BARS = ("open", "high", "low", "close", "vwap", "volume", "amount", "turnover", "change", "factor", "float_cap", "total_cap",
+        "limit_up", "limit_down")
 SPREAD = 0.3
 """Standard deviation of the logarithm of the random factors."""
 JOB, MODEL, RESULT = "job.pkl", "model.pkl", "result.pkl"
@@ -142,7 +143,8 @@ def rebuild(config: dict, model: Any, dataset, scores: pd.Series, known: pd.Time
 def _fields(dataset) -> set[str]:
     """The daily bars, and what else the features name, but codes."""
     groups = getattr(getattr(dataset.handler, "data_loader", None), "fields", None)
-    named = field_names(one for expressions, _ in groups.values() for one in expressions) if isinstance(groups, dict) else set()
+    groups = groups.values() if isinstance(groups, dict) else [groups] if groups else []
+    named = field_names(one for expressions, _ in groups for one in expressions)
     return {*BARS, *named} - {"industry", "is_st"}
 
 

@@ -138,9 +138,13 @@ class LeakCheckRecord(_ReportRecord):
             raise DataError("the predictions in the recorder are empty")
         try:
             label = self.recorder.load_object("label.pkl")
-            self.label = None if label is None or not len(label) else _first_column(label.iloc[:, [self.label_col]]).rename("label")
         except LoadObjectError:
-            self.label = None
+            label = None
+        if isinstance(label, pd.Series):
+            label = label.to_frame()
+        if label is not None and len(label) and self.label_col >= label.shape[1]:
+            raise ConfigError(f"label_col={self.label_col}, but label.pkl has {label.shape[1]} columns: {list(label.columns)}")
+        self.label = None if label is None or not len(label) else _first_column(label.iloc[:, [self.label_col]]).rename("label")
         if self.task is None:
             try:
                 self.task = self.recorder.load_object("task")

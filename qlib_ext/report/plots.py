@@ -17,7 +17,7 @@ from qlib_ext.report.saved import Saved
 from qlib_ext.report.table import Report, Table
 from qlib_ext.report.words import english
 
-BENCHMARKS = ("total_return", "price_index", "equal_weight")
+BENCHMARKS = ("total_return", "equal_weight", "price_index")
 MAX_LINES = 12
 
 

@@ -22,8 +22,12 @@ from qlib_ext.risk.snapshot import COUNTRY
 BENCHMARKS = {"price_index": "the index as quoted, without dividends (which adjusted prices of stocks carry, so it flatters)",
               "total_return": "the members with their weights, dividends included",
               "equal_weight": "the members alike, dividends included"}
+MAIN = ("total_return", "equal_weight", "price_index")
+"""Benchmarks, the fairest first."""
 MADE_OF = ("gross", "net", "cost", "turnover", "price_index")
 PARTS = ("industries", "country", "selection", "cost", "other")
+ALONE = ("return a year", "volatility", "max drawdown", "turnover a year", "cost a year", "days")
+"""Figures of a portfolio that need no benchmark."""
 TINY = 1e-12
 """A tracking error below it is that of equal differences."""
 
@@ -74,9 +78,9 @@ class PortfolioView:
         return [name for name in BENCHMARKS if name in self.daily and self.daily[name].notna().any()]
 
     @property
-    def main(self) -> str:
-        """The benchmark that is attributed and whose drawdowns are shown: total_return where known."""
-        return "total_return" if "total_return" in self.benchmarks else "price_index"
+    def main(self) -> Optional[str]:
+        """The benchmark that is attributed and whose drawdowns are shown: the first known of `MAIN`; None without any."""
+        return next((name for name in MAIN if name in self.benchmarks), None)
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,7 @@ def portfolio_report(view: PortfolioView, options: PortfolioOptions = PortfolioO
 
 
 def _benchmark_text(view: PortfolioView) -> str:
-    return "Benchmarks: " + "; ".join(f"{name} = {BENCHMARKS[name]}" for name in view.benchmarks) + "."
+    return "Benchmarks: " + ("; ".join(f"{name} = {BENCHMARKS[name]}" for name in view.benchmarks) or "none") + "."
 
 
 # ---- what it earned -------------------------------------------------------------------------------------------------------------
@@ -149,7 +153,11 @@ def _deepest(returns: np.ndarray) -> float:
 
 
 def _summary(view: PortfolioView, options: PortfolioOptions) -> Table:
-    frame = pd.DataFrame({name: excess_summary(view.daily, name, options.days_a_year) for name in view.benchmarks}).rename_axis("figure")
+    found = {name: excess_summary(view.daily, name, options.days_a_year) for name in view.benchmarks}
+    if not found:                                                                            # held against cash, and of that what is alone
+        alone = excess_summary(view.daily.assign(cash=0.0), "cash", options.days_a_year)
+        found = {"none": {name: alone[name] for name in ALONE}}
+    frame = pd.DataFrame(found).rename_axis("figure")
     return Table(frame, f"After cost unless said; {options.days_a_year} days a year. Returns a year are compounded; excess (geometric) is "
                  "the growth a year of net value / benchmark, excess (difference) the difference of the two returns a year. Tracking "
                  "error: standard deviation of daily differences, a year; IR = excess (geometric) / tracking error, IR of daily "
@@ -186,19 +194,23 @@ def _broker(view: PortfolioView, options: PortfolioOptions) -> Table:
 def _by(view: PortfolioView, period: str) -> Table:
     windows = periods.calendar_windows(view.daily.index, period)
     frame = _windows_frame(view, windows, True)
-    relative = ((1 + view.daily["net"]) / (1 + view.daily[view.main]) - 1).to_numpy()
-    frame["excess drawdown"] = [_deepest(relative[window.start:window.stop]) for window in windows]
-    return Table(frame, f"After cost, compounded from the last trading day before the {period}; excess is the difference of two "
-                 f"compounded returns. Excess drawdown: the largest fall of net value / {view.main} inside the {period}.")
+    text = f"After cost, compounded from the last trading day before the {period}; excess is the difference of two compounded returns."
+    if view.main is not None:
+        relative = ((1 + view.daily["net"]) / (1 + view.daily[view.main]) - 1).to_numpy()
+        frame["excess drawdown"] = [_deepest(relative[window.start:window.stop]) for window in windows]
+        text += f" Excess drawdown: the largest fall of net value / {view.main} inside the {period}."
+    return Table(frame, text)
 
 
 def _drawdowns(view: PortfolioView, options: PortfolioOptions) -> Table:
-    known = view.daily[view.daily[view.main].notna() & view.daily["net"].notna()]
-    series = {"net value": known["net"], f"excess over {view.main}": (1 + known["net"]) / (1 + known[view.main]) - 1}
+    known = view.daily.dropna(subset=["net", *([view.main] if view.main else [])])
+    series = {"net value": known["net"]}
+    if view.main is not None:
+        series[f"excess over {view.main}"] = (1 + known["net"]) / (1 + known[view.main]) - 1
     frame = pd.concat({name: periods.drawdowns(pd.Series(periods.wealth(one.to_numpy()), one.index), options.drawdown_rows)
                        for name, one in series.items()}, names=["of", "rank"])
     return Table(frame, "The deepest falls after cost: from the day of the high (start) to the day back at it (end; none: not yet); days "
-                 f"are trading days. Excess: of net value / {view.main}.")
+                 "are trading days." + (f" Excess: of net value / {view.main}." if view.main else ""))
 
 
 # ---- where from -----------------------------------------------------------------------------------------------------------------
@@ -209,7 +221,7 @@ def active_parts(view: PortfolioView) -> Optional[pd.DataFrame]:
     knows on both (a suspended stock has no residual): style k ``sum_n a x_k f_k``, industries and country likewise, selection
     ``sum_n a u``, cost what was paid, total = net - benchmark; other is what remains: trades of the day, other stocks, drift.
     """
-    if view.style is None or view.bench is None or view.factor_returns is None or view.residual is None or view.industry is None:
+    if any(one is None for one in (view.style, view.bench, view.factor_returns, view.residual, view.industry, view.main)):
         return None
     returns, t = view.factor_returns, len(view.daily)
     names, earned = list(view.style_names), view.factor_returns.reindex(columns=list(view.style_names)).to_numpy()      # [t, k]

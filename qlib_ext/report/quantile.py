@@ -13,6 +13,10 @@ import numpy as np
 from qlib_ext.errors import ConfigError, ShapeError
 from qlib_ext.report.metrics import ROUNDING, rank_rows
 
+STALE = 60
+"""Trading days without a price after which a name counts as delisted."""
+
+
 class Held(NamedTuple):
     """What portfolios earned and traded: Q1 to the top group, then the equal-weighted and the cap-weighted universe.
 
@@ -84,7 +88,8 @@ def held_portfolios(groups: np.ndarray, quantiles: int, formation: np.ndarray, e
 
     Targets that are not buyable at the entry are left out and the others share their part; a name that is not sellable keeps its weight,
     and so does one held already that is not buyable. Weights drift between rebalances; a day without groups, or without anything to
-    buy, leaves the portfolio as it is; a name without a price keeps its last one. Cap weights are those of the formation day; names of
+    buy, leaves the portfolio as it is; a name without a price keeps its last one, and is sold at it at the first rebalance after `STALE`
+    days without one (delisted). Cap weights are those of the formation day; names of
     unknown cap are not in that portfolio. No cost.
 
     Args:
@@ -106,6 +111,8 @@ def held_portfolios(groups: np.ndarray, quantiles: int, formation: np.ndarray, e
     if len(shapes) > 1 or groups.ndim != 2 or np.shape(formation) != groups.shape[:1]:
         raise ShapeError(f"groups, entry, buyable, sellable and cap must be [t, n], formation [t]; got {shapes} and {np.shape(formation)}")
     prices, traded = last_known(entry), ~np.isnan(entry)
+    place = np.arange(len(entry))[:, None]
+    gone = place - np.maximum.accumulate(np.where(traded, place, -1), axis=0) >= STALE
     days, count = len(entry), quantiles + 2
     returns, turnover, names = (np.full((days, count), np.nan) for _ in range(3))
     weight, holds = np.zeros((count, entry.shape[1])), np.zeros(count, dtype=bool)
@@ -118,10 +125,10 @@ def held_portfolios(groups: np.ndarray, quantiles: int, formation: np.ndarray, e
         weight[holds] /= value[holds, None]
         if formation[t - 1] and (groups[t - 1] >= 0).any():
             target = _targets(groups[t - 1], cap[t - 1], quantiles)
-            after = _rebalanced(weight, target, buyable[t] & traded[t], sellable[t] & traded[t])
+            after = _rebalanced(weight, target, buyable[t] & traded[t], (sellable[t] & traded[t]) | gone[t])
             turnover[t, holds] = 0.5 * np.abs(after - weight).sum(axis=1)[holds]
             weight, holds = after, after.any(axis=1)
-        names[t] = (weight > 0).sum(axis=1)
+        names[t, holds] = (weight[holds] > 0).sum(axis=1)
     return Held(returns, turnover, names)
 
 

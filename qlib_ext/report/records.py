@@ -22,6 +22,7 @@ from qlib_ext.errors import ConfigError, DataError
 from qlib_ext.report.compare import common_pairs, generated_statement
 from qlib_ext.report.factor import factor_report
 from qlib_ext.report.factor_view import FactorOptions
+from qlib_ext.report.leak_checks import label_days
 from qlib_ext.report.portfolio import PortfolioOptions, portfolio_report
 from qlib_ext.report.runs import Origin, Run, Runs
 from qlib_ext.report.saved import CARD, FOLDERS, Artefacts, save
@@ -118,7 +119,8 @@ class FactorReportRecord(_ReportRecord):
         if raw is None or not np.isfinite(raw).any():
             raw, notes = None, [*notes, "no raw labels (label.pkl): figures rest on returns from the store alone"]
         horizon, told = (self.horizon, []) if self.horizon else _horizon(facts["label"])
-        view, found = factor_view(scores, raw, self.entry, max(self.options.horizons), index, self.styles, self.snapshots, horizon)
+        view, found = factor_view(scores, raw, self.entry, max(*self.options.horizons, horizon), index, self.styles, self.snapshots,
+                                  horizon)
         days = pd.DatetimeIndex(scores.index.get_level_values(0))
         universe = self.universe or facts["universe"]
         facts |= {"universe": universe, "best_possible_ic": (facts["best_possible_ics"] or {}).get(str(universe).lower()),
@@ -304,7 +306,7 @@ def _horizon(label: Optional[str]) -> tuple[int, list[str]]:
     """Trading days that a label covers from its purchase at the next entry on; 5, and a note, where it is not known."""
     if label is not None:
         try:
-            return max(label_offset([label]) - 1, 1), []
+            return label_days(label) or max(label_offset([label]) - 1, 1), []
         except ConfigError:
             pass
     return 5, ["the label of the run is not known: taken as a return over 5 trading days (horizon: n says otherwise)"]

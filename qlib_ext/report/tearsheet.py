@@ -287,7 +287,8 @@ def _compare_factor(chosen: Mapping[str, Saved], voice: Voice) -> list[str]:
 
 
 def _compare_portfolio(chosen: Mapping[str, Saved], voice: Voice) -> list[str]:
-    daily = {name: report.tables for name, report in chosen.items() if "daily" in report.tables}
+    chosen = {name: report for name, report in chosen.items() if "excess" in available(report.kind, report.tables)}
+    daily = {name: report.tables for name, report in chosen.items()}
     lines = {name: excess_nav(tables) for name, tables in daily.items()}
     if not lines:
         return []

@@ -269,7 +269,7 @@ def portfolio_view(report: pd.DataFrame, positions: Mapping[Any, Any], benchmark
     closes = calendar[max(places[0] - 1, 0):places[-1] + 1]
     closes = closes if len(closes) > len(days) else np.r_[calendar[:1] - 1, closes]
     daily = pd.DataFrame({"gross": report["return"], "net": report["return"] - report["cost"], "cost": report["cost"],
-                          "turnover": report["turnover"], "price_index": report["bench"]})
+                          "turnover": report["turnover"], "price_index": report["bench"].astype(float)})
     if benchmarks is not None:
         daily = daily.join(benchmarks[[name for name in ("total_return", "equal_weight") if name in benchmarks]])
     else:

@@ -208,7 +208,7 @@ no benchmark price | 无基准价格
 no market value | 无市值
 one-way, without the first purchase | 单边，不含首次建仓
 with those of the trading day before | 与前一交易日
-scored share of the instruments with a price that day, mean over days | 当日有价格的股票中有得分的占比，日均值
+scored share of those with a price that day among all ever scored, mean over days | 曾有得分且当日有价格的股票中当日有得分的占比，日均值
 pairs of score and label a day, over the days that count | 计入的交易日每日得分与标签的配对数
 days with a RankIC | 有RankIC的天数
 the portfolios were kept as they were | 组合保持不变

@@ -65,7 +65,7 @@ def test_a_standalone_figure_has_title_and_legend_and_a_page_figure_has_neither(
     alone, page = (plots.nav(TABLES["portfolio"], theme) for theme in (LIGHT, PAGE))
     assert alone._suptitle.get_text() == "Net value" and len(alone.legends) == 1
     assert page._suptitle is None and not page.legends
-    assert [one.label for one in legend(page)] == ["After cost", "Before cost", "Total return", "Price index", "Equal weights"]
+    assert [one.label for one in legend(page)] == ["After cost", "Before cost", "Total return", "Equal weights", "Price index"]
     assert [one.broken for one in legend(page)] == [False, True, False, False, False]
 
 

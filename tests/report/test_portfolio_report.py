@@ -195,7 +195,7 @@ def test_days_without_benchmark_are_left_out():
     assert made["summary"].frame.loc["days"].to_dict() == {"price_index": T, "total_return": T - 3, "equal_weight": T}
     assert len(made["attribution_daily"].frame) == T - 3
     without = replace(one, daily=one.daily.assign(total_return=np.nan))
-    assert without.main == "price_index" and "total_return" not in portfolio_report(without)["summary"].frame
+    assert without.main == "equal_weight" and "total_return" not in portfolio_report(without)["summary"].frame
 
 
 def test_exposure_of_a_day():
@@ -233,3 +233,20 @@ def test_wrong_input_is_named():
     with pytest.raises(ConfigError, match="drawdown_rows=0"):
         PortfolioOptions(drawdown_rows=0)
     assert set(portfolio.BENCHMARKS) == {"price_index", "total_return", "equal_weight"}
+
+
+def test_without_any_benchmark_the_portfolio_stands_alone():
+    one = view()
+    bare = replace(one, daily=one.daily.drop(columns=["total_return", "equal_weight"]).assign(price_index=np.nan))
+    tables = portfolio_report(bare)
+    assert bare.main is None and "attribution" not in tables and "Benchmarks: none" in tables["daily"].convention
+    summary, full = tables["summary"].frame["none"], portfolio_report(one)["summary"].frame["total_return"]
+    assert summary["max drawdown"] == full["max drawdown"] and summary["return a year"] == full["return a year"]
+    assert "excess a year (geometric)" not in summary and not any("excess" in column for column in tables["by_month"].frame)
+    assert set(tables["drawdowns"].frame.index.get_level_values("of")) == {"net value"}
+
+
+def test_the_fairest_benchmark_is_the_main_one():
+    """An ETF rotation has its pool (equal_weight) beside an index that Qlib asks for."""
+    one = view()
+    assert one.main == "total_return" and replace(one, daily=one.daily.drop(columns="total_return")).main == "equal_weight"

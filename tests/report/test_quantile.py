@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from qlib_ext.errors import ConfigError, ShapeError
-from qlib_ext.report.quantile import group_means, held_portfolios, last_known, quantile_groups, turnover_a_year
+from qlib_ext.report.quantile import STALE, group_means, held_portfolios, last_known, quantile_groups, turnover_a_year
 
 
 def market(seed=0, days=60, stocks=40, blocked=0.1) -> dict:
@@ -217,3 +217,19 @@ def test_a_score_used_for_the_return_before_it_is_caught():
     for days in (1, 2):                                        # planted: scores used one day early (return from t to t+1), and two
         early = np.roll(groups, -days, axis=0)
         assert earns_from_the_past(held_portfolios(early, 4, every, entry, free, free).returns) == (days == 2)
+
+
+def test_a_delisted_name_is_sold_at_its_last_price():
+    """A group of 20 names, 10 of which stop trading: once they count as delisted the group moves as its live names do."""
+    draw = np.random.default_rng(4)
+    entry = 10 * np.exp(np.cumsum(draw.normal(0, 0.02, (200, 20)), axis=0))
+    entry[40:, :10] = np.nan
+    groups = np.zeros((200, 20), dtype=int)
+    groups[40:, :10] = -1
+    everyone = np.ones(entry.shape, dtype=bool)
+    made = held_portfolios(groups, 1, np.arange(200) % 5 == 0, entry, everyone, everyone)
+    assert (made.names[6:40, 0] == 20).all() and made.names[40 + STALE - 10, 0] == 20 and (made.names[40 + STALE + 6:, 0] == 10).all()
+    live = entry[110:, 10:]
+    beta = np.polyfit((live[1:] / live[:-1] - 1).mean(axis=1), made.returns[111:, 0], 1)[0]
+    assert beta == pytest.approx(1.0, abs=0.05)
+    assert np.isnan(made.names[0, 0])                                                # nothing is held before the first purchase

@@ -8,7 +8,7 @@ from report_market import FIRST, LAST, manager, prepared, signal
 from small_market import LABEL, start_qlib
 
 from qlib_ext.errors import ConfigError, DataError
-from qlib_ext.report.records import FactorReportRecord, PortfolioReportRecord
+from qlib_ext.report.records import FactorReportRecord, PortfolioReportRecord, _horizon
 from qlib_ext.report.saved import Artefacts, load
 
 TASK = {"model": {"class": "LGBModel", "module_path": "qlib.contrib.model.gbdt"},
@@ -196,3 +196,9 @@ def test_what_a_recorder_lacks_is_named(market, recorder):
     Artefacts(recorder).path("portfolio_analysis/five/report_normal_1day.pkl").write_bytes(b"cut")
     with pytest.raises(DataError, match="cannot be read"):
         PortfolioReportRecord(recorder, name="five").generate()
+
+
+@pytest.mark.parametrize("label, days", [("Ref($close, -6) / Ref($close, -1) - 1", 5), ("Ref($close,-5)/$close-1", 5),
+                                         ("Ref($close,-20)/$close-1", 20), ("Ref($close,-6)/Ref($close,-3)-1", 3)])
+def test_days_of_a_label(market, label, days):
+    assert _horizon(label) == (days, [])
