@@ -61,7 +61,7 @@ def aggregate_scores(score: np.ndarray, weights: np.ndarray, min_coverage: float
     part = weights[:, known]
     covered = part.sum(axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        raw = np.where(covered >= min_coverage, part @ z[known] / covered, np.nan)
+        raw = np.where(covered >= min_coverage - 1e-9, part @ z[known] / covered, np.nan)
         names = covered**2 / (part**2).sum(axis=1)
         return Aggregate(raw * np.sqrt(names / (names + breadth)), raw, covered, names)
 

@@ -27,12 +27,13 @@ STALE = 60
 
 @dataclass
 class Close:
-    """What the store tells at the close of a day, arrays ``[n]`` by `codes`: no_buy and no_sell (suspended is both), benchmark weights;
-    `listed` with a close in the last year, `stale` without one for `STALE` days."""
+    """What the store tells at the close of a day, arrays ``[n]`` by `codes`: no_buy and no_sell (suspended is both), of the former
+    `barred` for what they are (listed lately, in special treatment), benchmark weights; `listed` with a close in the last year, `stale` without one for `STALE` days."""
 
     codes: np.ndarray
     listed: np.ndarray
     stale: np.ndarray
+    barred: np.ndarray
     no_buy: np.ndarray
     no_sell: np.ndarray
     benchmark: np.ndarray | None
@@ -107,13 +108,13 @@ class Closes:
         if t == len(self.days) or self.days[t] != day:
             raise DataError(f"{day} is no trading day of the store, which runs from {self.days[0]} to {self.days[-1]}")
         suspended = ~(self.close[t] > 0)
-        no_buy = suspended | self.at_upper[t] | self.young[t] | (self.special[t] & (not self.buy_special))
+        barred = self.young[t] | (self.special[t] & (not self.buy_special))
         benchmark = None
         if self.index is not None:
             benchmark = np.nan_to_num(self.weights[t])
             if not benchmark.any():
                 raise DataError(f"{self.index} has no weights on {day}: choose a later start, or ingest its weights")
-        return Close(self.codes, self.listed[t], self.stale[t], no_buy, suspended | self.at_lower[t], benchmark)
+        return Close(self.codes, self.listed[t], self.stale[t], barred, suspended | self.at_upper[t] | barred, suspended | self.at_lower[t], benchmark)
 
 
 def index_scale(index: str) -> float:

@@ -84,7 +84,8 @@ class EtfPool:
         bars = Bars(self.codes.tolist(), None, None, ["close"], ["amount"])
         if not bars.has("amount").any():
             raise ConfigError("the bars of ETFs have no amount, by which a pool is chosen: ingest it")
-        amount = np.where(self.closes.close > 0, bars.lay("amount"), 0.0)
+        amount, worth = bars.lay("amount"), self.closes.close * bars.lay("volume")       # where the amount is unknown
+        amount = np.where(self.closes.close > 0, np.where(np.isfinite(amount), amount, worth), 0.0)
         begun = np.logical_or.accumulate(self.closes.close > 0, axis=0)
         self.amount = {days: pd.DataFrame(np.where(begun, amount, np.nan)).rolling(days).mean().to_numpy() for days in (5, 20)}
         self.min_amount = {5: min_amount_5, 20: min_amount_20}

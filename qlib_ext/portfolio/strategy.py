@@ -314,12 +314,14 @@ def blocked_on(exchange, day: np.datetime64, close: Close) -> tuple[np.ndarray, 
     """Whom a day of trading keeps from being bought, and from being sold: bool ``[n]`` by the codes of `close`.
 
     Raises:
-        ConfigError: an exchange that has no quotes of all stocks.
+        ConfigError: an exchange that has no quotes of all stocks. DataError: none of the day.
     """
     quotes = getattr(exchange, "quotes", None)
     if not isinstance(quotes, Quotes):
         raise ConfigError("replace_blocked: true needs the quotes of an AShareExchange: name it in exchange_kwargs.exchange")
     t = int(np.searchsorted(quotes.days, day))
+    if t == len(quotes.days) or quotes.days[t] != day:
+        raise DataError(f"the exchange has no quotes of {day}, only {quotes.days[0]} to {quotes.days[-1]}: widen its start_time and end_time")
     return tuple(close.lay(pd.Series(can[t], index=quotes.instruments), 0.0) == 0 for can in (quotes.can_buy, quotes.can_sell))
 
 
@@ -421,7 +423,7 @@ class TopKStrategy(ScheduledStrategy):
     """The best stocks with equal weights; who is held stays while ranked within ``topk x (1 + buffer)``.
 
     A stock that cannot be sold keeps its weight and its place, one that cannot be bought is passed over or not added to; the others share
-    the rest alike. Who that is tells the close decided on, with `replace_blocked` the day of trading too.
+    the rest alike. Who that is tells the close decided on, with `replace_blocked` the day of trading instead.
 
     Args:
         topk: how many; fewer on a store whose index is smaller than the real one. buffer: 0 sells whatever leaves the best.
@@ -457,14 +459,17 @@ class TopKStrategy(ScheduledStrategy):
         if not len(ranked):
             raise DataError(f"{decided}: the signal scores no candidate of universe {self.universe or 'all'}: check its universe and days")
         topk = self.topk if self.out_of is None else max(round(self.topk * min(len(ranked) / self.out_of, 1)), 1)
-        no_buy, no_sell = close.no_buy | np.isin(close.codes, self.blacklist), close.no_sell
-        if self.replace_blocked:
-            blocked = blocked_on(exchange, traded, close)
-            no_buy, no_sell = no_buy | blocked[0], no_sell | blocked[1]
+        no_buy, no_sell = close.no_buy, close.no_sell
+        if self.replace_blocked:                               # the day of trading says, not the close before
+            no_buy, no_sell = blocked_on(exchange, traded, close)
+            no_buy = no_buy | close.barred
+        no_buy = no_buy | np.isin(close.codes, self.blacklist)
         locked = np.flatnonzero((current > 0) & no_sell)
         movable = (current > 0) & ~no_sell
         kept = [n for n in ranked[:int(topk * (1 + self.buffer))] if movable[n]][:max(topk - len(locked), 0)]
-        bought = [n for n in ranked if not no_buy[n] and current[n] == 0][:max(topk - len(locked) - len(kept), 0)]
+        there = set(kept)                                      # next in rank: new, or held behind the buffer
+        bought = [n for n in ranked if n not in there and (movable[n] or current[n] == 0 and not no_buy[n])]
+        bought = bought[:max(topk - len(locked) - len(kept), 0)]
         weights = np.zeros(len(alpha))
         weights[locked] = current[locked]
         alike = [*kept, *bought]

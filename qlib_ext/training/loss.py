@@ -57,7 +57,7 @@ class WeightedMSE(Loss):
 
     The weights depend on the label through its ranks only. A label-dependent weight moves the minimiser to `E[w y|x] / E[w|x]`,
     above `E[y|x]`, and most for the stocks with the widest outcomes: the score drifts towards volatility. "prediction" weighs by the
-    score alone and leaves the minimiser where it is; the workflows use it (README has the comparison). Large `half_life` gives the
+    score alone and leaves the minimiser where it is; the workflows but DecompGRU's use it (README). Large `half_life` gives the
     plain MSE.
 
     Args:

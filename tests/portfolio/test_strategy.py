@@ -264,6 +264,12 @@ def test_the_next_in_rank_stands_in_for_whom_the_day_of_trading_blocks(made, exc
     new = set(found.index) - set(free.index) - {"SH600001"}
     assert len(new) == 2 and score[list(new)].max() < score[best[0]]                       # those that follow in rank
     assert set(best) <= set(target({}, blocked).index), "without the option only the close decides"
+    order = score.sort_values(ascending=False).index
+    free = made(TopKStrategy, topk=400, replace_blocked=True).target(day, after, score, pd.Series(dtype=float), exchange).index
+    line = [code for code in order if code in free]                                         # those that can be bought, in their order
+    hole, held = blocking(exchange, after, buy=[line[0]]), {line[1]: 0.5, line[2]: 0.5}
+    stands = made(TopKStrategy, topk=2, replace_blocked=True).target(day, after, score, pd.Series(held), hole)
+    assert set(stands.index) == {line[1], line[2]}, "the next in rank is kept where it is held"
     with pytest.raises(ConfigError, match="AShareExchange"):
         target({}, None, replace_blocked=True)
 
