@@ -86,7 +86,7 @@ class Closes:
     def benchmarks(self, days: np.ndarray) -> pd.DataFrame:
         """Daily returns of the index made of its members: `total_return`, weighted as at the close before, and `equal_weight`.
 
-        Adjusted closes, dividends included; suspended stocks return 0. NaN on days without weights the day before.
+        Without weights in the store only the latter. Adjusted closes, dividends included; suspended stocks return 0. NaN on days without weights the day before.
         """
         last = last_known(np.where(self.close > 0, self.close, np.nan))
         found = np.full((len(days), 2), np.nan)
@@ -96,7 +96,8 @@ class Closes:
                 moved = np.where(self.close[t] > 0, self.close[t] / last[t - 1] - 1, 0.0)
                 moved = np.where(np.isfinite(moved), moved, 0.0)
                 found[row] = weight @ moved / weight.sum(), moved[weight > 0].mean()
-        return pd.DataFrame(found, index=pd.DatetimeIndex(np.asarray(days, "datetime64[ns]")), columns=["total_return", "equal_weight"])
+        frame = pd.DataFrame(found, index=pd.DatetimeIndex(np.asarray(days, "datetime64[ns]")), columns=["total_return", "equal_weight"])
+        return frame if self.weighted else frame[["equal_weight"]]
 
     def at(self, day: np.datetime64) -> Close:
         """The close of a day.
