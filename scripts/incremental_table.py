@@ -37,7 +37,8 @@ def read_cells(folder: str | Path) -> list[Cell]:
     Raises:
         DataError: none, or cells that do not score the same pairs with the same raw labels.
     """
-    records = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(Path(folder).glob("*.json"))]
+    records = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(Path(folder).glob("*.json"))
+               if file.with_suffix(".parquet").is_file()]                # figures.json of an earlier report is no cell
     cells = [Cell(record, pd.read_parquet(Path(folder, f"{record['cell']}.parquet"))) for record in records]
     if not cells:
         raise DataError(f"{folder} has no finished cell: run protocols into it first")
