@@ -238,6 +238,12 @@ class ETFRotationStrategy(ScheduledStrategy):
         self.keep("decisions", pd.DataFrame({"day": str(decided), "instrument": weights.index, "weight": weights.to_numpy()}))
         return weights
 
+    def _check_decided(self) -> None:
+        super()._check_decided()
+        if not len(self.table("ratings")) and "cash" not in self._warned:
+            raise DataError("nothing was decided: the scores of the stocks do not differ on any day of the schedule, which ranks no ETF: "
+                            "correct the signal")
+
     def _name_unscored(self, day: np.datetime64, chosen: np.ndarray, found: Aggregate) -> None:
         """Say, once each, who of the pool has no score; an error where nobody has one."""
         pool, lost = self.pool, self.pool.weights(day)[1]

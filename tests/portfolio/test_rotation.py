@@ -398,6 +398,8 @@ def test_scores_that_do_not_differ_leave_the_portfolio(strategy, scored, exchang
     result = made.simulate(exchange, FIRST, LAST, 1e7)
     assert made.table("ratings")["day"].max() < "2016-06-01" and result.fills["datetime"].max() < pd.Timestamp("2016-06-04")
     assert all("do not differ" in one for one in said) and len(said) > 10
+    with pytest.raises(DataError, match="do not differ on any day"):
+        strategy(signal=scored * 0 + 1.0).simulate(exchange, FIRST, LAST, 1e7)
 
 
 def test_a_store_without_etf_tables_is_refused_before_any_work(scored, store, tmp_path):
