@@ -26,10 +26,10 @@ import sys
 from pathlib import Path
 
 from incremental_cells import keep_memory, learn_torch, say, shipped_panel
-from incremental_evidence import WORKFLOWS, best_possible, choices, log_opening, now, run_cell
+from incremental_evidence import WORKFLOWS, best_possible, carry_out, choices, log_opening, now, run_cell
 from incremental_table import Cell, as_text, averaged, by_row, paired, read_cells, table
 
-from qlib_ext.errors import ConfigError, ExtError
+from qlib_ext.errors import ConfigError
 from qlib_ext.report.metrics import REPORT_MIN_PAIRS
 
 WORKFLOW = WORKFLOWS / "decomp_gru_top200.yaml"
@@ -146,14 +146,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--report", action="store_true", help="tables of the cells in --out")
     parser.add_argument("--min-pairs", type=int, default=REPORT_MIN_PAIRS)
     options = parser.parse_args(arguments)
-    try:
-        if not options.report and not (options.store and options.cache):
-            raise ConfigError("give --store and --cache")
-        report(options) if options.report else run(options)
-    except ExtError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return carry_out(options, run, report)
 
 
 if __name__ == "__main__":

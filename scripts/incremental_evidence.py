@@ -28,6 +28,7 @@ import sys
 import time
 from datetime import datetime
 from pathlib import Path
+from typing import Callable
 
 import pandas as pd
 from incremental_cells import ROLLING, STEP, blinded, digest, framed, keep_memory, learn_lightgbm, learn_torch, say, shipped_panel
@@ -314,6 +315,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--min-pairs", type=int, default=REPORT_MIN_PAIRS)
     options = parser.parse_args(arguments)
     options.store = options.store or os.environ.get("QLIB_DATA")
+    return carry_out(options, run, report)
+
+
+def carry_out(options, run: Callable, report: Callable) -> int:
+    """Cells, or with ``--report`` their tables; the exit status, an error's sentence on stderr."""
     try:
         if not options.report and not (options.store and options.cache):
             raise ConfigError("give --store and --cache")

@@ -51,3 +51,13 @@ class FiveFeatures(DataHandlerLP):
 
 class LeanFiveFeatures(LeanHandler, FiveFeatures):
     """The same with this package's mixin."""
+
+
+@lru_cache(maxsize=None)
+def prepared(folder: Path) -> tuple[Path, Path]:
+    """Store and folder of risk snapshots; Qlib is started on the store."""
+    from qlib_ext.risk.model import prepare_snapshots
+    store = build_store(folder)
+    start_qlib(store)
+    prepare_snapshots(folder / "risk", progress=False)
+    return store, folder / "risk"

@@ -27,7 +27,7 @@ from qlib_ext.data.array_loader import field_names
 from qlib_ext.data.universe import trading_calendar
 from qlib_ext.errors import DataError
 from qlib_ext.report.leak_checks import Rebuilt, changed, largest_difference
-from qlib_ext.report.runs import _first_column
+from qlib_ext.report.runs import first_column
 from qlib_ext.signatures import keywords
 from qlib_ext.workflow import class_nodes
 
@@ -198,7 +198,7 @@ def main(folder: str) -> None:
     if job["threads"] is not None and "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(job["threads"])
     inputs = {day: inputs_of(dataset, day) for day in job["days"]}
-    result = {"scores": _first_column(model.predict(dataset)), "inputs": inputs}
+    result = {"scores": first_column(model.predict(dataset)), "inputs": inputs}
     aside = Path(folder, f".{RESULT}")
     aside.write_bytes(pickle.dumps(result))
     aside.replace(Path(folder, RESULT))

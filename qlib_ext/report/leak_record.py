@@ -25,7 +25,7 @@ from qlib_ext.report.leak_rebuild import rebuild
 from qlib_ext.report.leak_variants import (labels_differ, shown_labels, sizes_of, smaller_model, unrecorded, with_shuffled_labels,
                                            with_test_end)
 from qlib_ext.report.records import _ReportRecord, run_facts, statement
-from qlib_ext.report.runs import _first_column
+from qlib_ext.report.runs import first_column
 from qlib_ext.report.saved import FOLDERS, save
 from qlib_ext.report.table import Table
 from qlib_ext.signatures import did_you_mean
@@ -131,7 +131,7 @@ class LeakCheckRecord(_ReportRecord):
     def _load(self) -> None:
         """Scores, raw labels and configuration out of the recorder."""
         try:
-            self.scores = _first_column(self.recorder.load_object("pred.pkl")).dropna().sort_index()
+            self.scores = first_column(self.recorder.load_object("pred.pkl")).dropna().sort_index()
         except LoadObjectError as error:
             raise DataError(f"the recorder has no predictions ({error}): list SignalRecord before LeakCheckRecord") from error
         if not len(self.scores):
@@ -144,7 +144,7 @@ class LeakCheckRecord(_ReportRecord):
             label = label.to_frame()
         if label is not None and len(label) and self.label_col >= label.shape[1]:
             raise ConfigError(f"label_col={self.label_col}, but label.pkl has {label.shape[1]} columns: {list(label.columns)}")
-        self.label = None if label is None or not len(label) else _first_column(label.iloc[:, [self.label_col]]).rename("label")
+        self.label = None if label is None or not len(label) else first_column(label.iloc[:, [self.label_col]]).rename("label")
         if self.task is None:
             try:
                 self.task = self.recorder.load_object("task")
@@ -209,7 +209,7 @@ class LeakCheckRecord(_ReportRecord):
     def _scores(self, last: pd.Timestamp) -> pd.Series:
         """What the fitted model says on the test up to a day."""
         with unrecorded():
-            found = _first_column(self.own.predict(with_test_end(self.dataset, last))).dropna().sort_index()
+            found = first_column(self.own.predict(with_test_end(self.dataset, last))).dropna().sort_index()
         if len(found) and _days(found).max() > last:
             raise DataError(f"asked for scores up to {last:%Y-%m-%d}, the model gave some up to {_days(found).max():%Y-%m-%d}: make "
                             "predict follow the dataset's segments")
@@ -240,7 +240,7 @@ class LeakCheckRecord(_ReportRecord):
                     trainer["seed"] = self.seed + number
                 model = init_instance_by_config(copy.deepcopy(config))
                 model.fit(shuffled)
-                scores = _first_column(model.predict(with_test_end(shuffled, last))).rename("score")
+                scores = first_column(model.predict(with_test_end(shuffled, last))).rename("score")
             known = {"the true labels": self._labels()[lambda label: _days(label) <= last], **shown_labels(shuffled, last)}
             for name, label in known.items():
                 table = pd.concat({"label": label, "score": scores}, axis=1, join="inner")

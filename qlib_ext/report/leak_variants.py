@@ -14,7 +14,7 @@ from qlib.workflow import R
 
 from qlib_ext.errors import DataError
 from qlib_ext.report.leak_checks import permutation
-from qlib_ext.report.runs import _first_column
+from qlib_ext.report.runs import first_column
 from qlib_ext.workflow import Node, quiet
 
 SMALL = {"n_epochs": "epochs", "num_boost_round": 50, "max_steps": 200}
@@ -93,7 +93,7 @@ def shown_labels(dataset, last: pd.Timestamp) -> dict[str, pd.Series]:
     for key in (DataHandlerLP.DK_R, DataHandlerLP.DK_I, DataHandlerLP.DK_L):
         try:
             frame = dataset.handler.fetch(slice(first, last), col_set="label", data_key=key)
-            found[f"the shuffled labels of table {key}"] = _first_column(frame)
+            found[f"the shuffled labels of table {key}"] = first_column(frame)
         except (AttributeError, KeyError, TypeError, ValueError):  # dropped, or a handler without such a table
             continue
     if hasattr(dataset, "panel"):

@@ -24,7 +24,7 @@ from qlib_ext.report.factor import factor_report
 from qlib_ext.report.factor_view import FactorOptions
 from qlib_ext.report.leak_checks import label_days
 from qlib_ext.report.portfolio import PortfolioOptions, portfolio_report
-from qlib_ext.report.runs import Origin, Run, Runs
+from qlib_ext.report.runs import Origin, Run, Runs, first_column
 from qlib_ext.report.saved import CARD, FOLDERS, Artefacts, save
 from qlib_ext.report.table import Report, Table
 from qlib_ext.report.view import ENTRIES, STYLES, check_scores, factor_view, index_code, index_prices, industry_names, portfolio_view
@@ -115,7 +115,7 @@ class FactorReportRecord(_ReportRecord):
             raise DataError(f"recorder {self.recorder.id} has no pred.pkl: put SignalRecord before FactorReportRecord")
         scores, notes = check_scores(pred, self.options.min_count, self.universe)
         index, said = self._index(facts, scores)
-        raw = None if label is None else _first_column(label).reindex(scores.index)
+        raw = None if label is None else first_column(label).reindex(scores.index)
         if raw is None or not np.isfinite(raw).any():
             raw, notes = None, [*notes, "no raw labels (label.pkl): figures rest on returns from the store alone"]
         horizon, told = (self.horizon, []) if self.horizon else _horizon(facts["label"])
@@ -247,12 +247,6 @@ def _object(recorder, name: str):
         return None if path is None else pickle.loads(path.read_bytes())
     except Exception as error:                                         # whatever a damaged pickle raises
         raise DataError(f"{path} cannot be read ({error}): run the record that made it again") from error
-
-
-def _first_column(frame: pd.DataFrame | pd.Series) -> pd.Series:
-    column = frame.iloc[:, 0] if isinstance(frame, pd.DataFrame) else frame
-    column = column.swaplevel() if list(column.index.names) == ["instrument", "datetime"] else column
-    return column.rename_axis(["datetime", "instrument"])
 
 
 # ---- facts ----------------------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import pandas as pd
 
 from qlib_ext.errors import ConfigError, DataError
 from qlib_ext.home import home
+from qlib_ext.report.saved import Artefacts
 
 REPORT = "portfolio_analysis/report_normal_1day.pkl"
 
@@ -117,17 +118,7 @@ class Runs:
 
     def _path(self, run, name: str) -> Optional[Path]:
         """Local path of an artefact, or None."""
-        from mlflow.exceptions import MlflowException
-        root = run.info.artifact_uri
-        local = Path(root[len("file://"):] if root.startswith("file://") else root)
-        if local.is_dir():
-            return local / name if (local / name).is_file() else None
-        if "://" not in root:
-            return None
-        try:
-            return Path(self.client.download_artifacts(run.info.run_id, name))
-        except (MlflowException, OSError):
-            return None
+        return Artefacts(self, run).path(name)
 
     def load(self, run, name: str) -> Run:
         """The frames of a run.
@@ -140,7 +131,7 @@ class Runs:
             if paths[artefact] is None:
                 raise DataError(f"run {name} ({run.info.run_id}) has no {artefact}: it did not finish, or its handler drops "
                                 "raw labels")
-        score, label = (_first_column(pd.read_pickle(paths[artefact])) for artefact in ("pred.pkl", "label.pkl"))
+        score, label = (first_column(pd.read_pickle(paths[artefact])) for artefact in ("pred.pkl", "label.pkl"))
         report = None if paths[REPORT] is None else pd.read_pickle(paths[REPORT])
         return Run(name, score, label, report)
 
@@ -148,7 +139,7 @@ class Runs:
         """Scores of an ensemble's members, name -> Series on (datetime, instrument); empty for another run."""
         places = {file.path: self._path(run, file.path) for file in self.client.list_artifacts(run.info.run_id, "members")}
         found = {re.fullmatch(r"members/pred_(.+)\.pkl", place): path for place, path in sorted(places.items()) if path is not None}
-        return {match.group(1): _first_column(pd.read_pickle(path)) for match, path in found.items() if match}
+        return {match.group(1): first_column(pd.read_pickle(path)) for match, path in found.items() if match}
 
     def label_expression(self, run) -> Optional[str]:
         """The label (the first of several) of a run card or a task; None where neither names it."""
@@ -187,7 +178,8 @@ class Runs:
                 f"    tracking database  {self.uri}\n    artefacts          {run.info.artifact_uri}")
 
 
-def _first_column(frame) -> pd.Series:
+def first_column(frame: pd.DataFrame | pd.Series) -> pd.Series:
+    """The first column, or the series, on (datetime, instrument)."""
     column = frame.iloc[:, 0] if isinstance(frame, pd.DataFrame) else frame
     if list(column.index.names) == ["instrument", "datetime"]:
         column = column.swaplevel()

@@ -4,20 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from small_market import build_store, start_qlib
 
 FIRST, LAST = "2016-05-03", "2016-10-28"
 LIMITS = {"benchmark_multiple": 5.0, "industry": 0.15, "style": {"size": 0.5}, "turnover": 0.3}
-
-
-@lru_cache(maxsize=None)
-def prepared(folder: Path) -> tuple[Path, Path]:
-    """Store and snapshots; Qlib is started on the store."""
-    from qlib_ext.risk.model import prepare_snapshots
-    store = build_store(folder)
-    start_qlib(store)
-    prepare_snapshots(folder / "risk", progress=False)
-    return store, folder / "risk"
 
 
 @lru_cache(maxsize=None)

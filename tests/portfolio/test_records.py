@@ -2,8 +2,8 @@
 import numpy as np
 import pandas as pd
 import pytest
-from enhanced_market import FIRST, LAST, LIMITS, prepared, scores
-from small_market import start_qlib
+from enhanced_market import FIRST, LAST, LIMITS, scores
+from small_market import prepared, start_qlib
 
 from qlib_ext.errors import ConfigError
 from qlib_ext.portfolio.__main__ import main

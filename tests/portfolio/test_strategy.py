@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
-from enhanced_market import FIRST, LAST, LIMITS, backtest, prepared, scores
-from small_market import start_qlib
+from enhanced_market import FIRST, LAST, LIMITS, backtest, scores
+from small_market import prepared, start_qlib
 
 from qlib_ext.errors import ConfigError, DataError, InfeasibleError
 from qlib_ext.portfolio.closes import Closes, index_scale

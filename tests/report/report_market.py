@@ -4,19 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from small_market import LABEL, build_store, start_qlib
+from small_market import LABEL
 
 FIRST, LAST = "2016-08-01", "2016-10-28"
-
-
-@lru_cache(maxsize=None)
-def prepared(folder: Path) -> tuple[Path, Path]:
-    """Store and folder of snapshots."""
-    from qlib_ext.risk.model import prepare_snapshots
-    store = build_store(folder)
-    start_qlib(store)
-    prepare_snapshots(folder / "risk", progress=False)
-    return store, folder / "risk"
 
 
 @lru_cache(maxsize=None)

@@ -4,8 +4,8 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from report_market import FIRST, LAST, manager, prepared, signal
-from small_market import LABEL, start_qlib
+from report_market import FIRST, LAST, manager, signal
+from small_market import prepared, LABEL, start_qlib
 
 from qlib_ext.errors import ConfigError, DataError
 from qlib_ext.report.records import FactorReportRecord, PortfolioReportRecord, _horizon

@@ -4,8 +4,8 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
-from report_market import FIRST, LAST, prepared, signal
-from small_market import start_qlib
+from report_market import FIRST, LAST, signal
+from small_market import prepared, start_qlib
 
 from qlib_ext.data.field_reader import FieldReader
 from qlib_ext.errors import ConfigError, DataError
