@@ -164,12 +164,12 @@ def _writer(folder, days):
 
 def test_two_writers_do_not_mix(tmp_path):
     days = [f"2024-05-{day:02d}" for day in range(1, 29)]
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("spawn")
     workers = [context.Process(target=_writer, args=(tmp_path / "risk", days[part::2])) for part in (0, 1)]
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join()
+        worker.join(120)
         assert worker.exitcode == 0
     assert SnapshotStore(tmp_path / "risk").days.astype(str).tolist() == days
 
