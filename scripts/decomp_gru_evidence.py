@@ -20,14 +20,13 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import os
 import sys
 from pathlib import Path
 
 from incremental_cells import keep_memory, learn_torch, say, shipped_panel
 from incremental_evidence import WORKFLOWS, best_possible, carry_out, choices, log_opening, now, run_cell
-from incremental_table import Cell, as_text, averaged, by_row, paired, read_cells, table
+from incremental_table import Cell, averaged, by_row, heading, paired, read_cells, table, write_report
 
 from qlib_ext.errors import ConfigError
 from qlib_ext.report.metrics import REPORT_MIN_PAIRS
@@ -114,17 +113,9 @@ def report(options) -> None:
     tests = paired(rows, rows, options.min_pairs)
     alike = [less.split(".")[0] == row.split(".")[0] and (row.endswith(".full") or less.endswith(".plain")) for less, row in tests.index]
     tests = tests[alike]
-    notes = [f"{out.name}, {now()}: {int(figures['days'].max())} test days; mean and spread over seeds; averaged: of the seeds' mean score"]
+    notes = [heading(out, now(), figures)]
     notes += best_possible(options.store, rows, options.min_pairs) if options.store else []
-    text = "\n".join([*notes, "", as_text(figures), "", "paired, daily, averaged over seeds; t of Newey and West, lag 5:", as_text(tests)])
-    figures.to_csv(out / "table.csv")
-    tests.to_csv(out / "paired.csv")
-    content = {"notes": notes, "table": figures.to_dict("index"), "paired": tests.reset_index().to_dict("records")}
-    for name, body in {"report.txt": text, "figures.json": json.dumps(content, default=float, indent=1)}.items():
-        aside = out / f".{name}.{os.getpid()}"
-        aside.write_text(body + "\n", encoding="utf-8")
-        aside.replace(out / name)
-    say(text)
+    say(write_report(out, notes, figures, tests))
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -32,7 +32,7 @@ from typing import Callable
 
 import pandas as pd
 from incremental_cells import ROLLING, STEP, blinded, digest, framed, keep_memory, learn_lightgbm, learn_torch, say, shipped_panel
-from incremental_table import as_text, averaged, by_row, figures, paired, read_cells, table
+from incremental_table import averaged, by_row, figures, heading, paired, read_cells, table, write_report
 
 from qlib_ext.data.panel import Panel
 from qlib_ext.errors import ConfigError, DataError, ExtError
@@ -214,18 +214,12 @@ def report(options) -> None:
                                 "preset": options.preset})
     baselines = options.baseline or [name for name in rows if name.endswith(".static")]
     main_table, tests = table(rows, options.min_pairs), paired(rows, baselines, options.min_pairs)
-    notes = [f"{out.name}, {now()}: {int(main_table['days'].max())} test days; mean and spread over seeds; averaged: of the "
-             "seeds' mean score"]
+    notes = [heading(out, now(), main_table)]
     if options.store:
         notes += best_possible(options.store, rows, options.min_pairs)
         if options.preset:
             main_table = main_table.join(portfolios(rows, options))
-    text = "\n".join([*notes, "", as_text(main_table), "", "paired, daily, averaged over seeds; t of Newey and West, lag 5:",
-                      as_text(tests)])
-    main_table.to_csv(out / "table.csv")
-    tests.to_csv(out / "paired.csv")
-    (out / "report.txt").write_text(text + "\n", encoding="utf-8")
-    say(text)
+    say(write_report(out, notes, main_table, tests))
 
 
 def best_possible(store: str, rows: dict, min_pairs: int) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Iterable, Mapping
@@ -111,6 +112,26 @@ def paired(rows: Mapping[str, list[Cell]], baselines: Iterable[str], min_pairs: 
     groups = {name: [cell.record["cell"] for cell in cells] for name, cells in rows.items()}
     per_day = {cell.record["cell"]: daily_correlations(cell.scores, "score", min_pairs) for cells in rows.values() for cell in cells}
     return pd.concat({name: paired_table(per_day, groups, name, lag) for name in baselines}, names=["less", "row"])
+
+
+def write_report(out: str | Path, notes: list[str], figures: pd.DataFrame, tests: pd.DataFrame) -> str:
+    """The text of a report; beside it in `out` as report.txt, table.csv, paired.csv and figures.json."""
+    text = "\n".join([*notes, "", as_text(figures), "", f"paired, daily, averaged over seeds; t of Newey and West, lag {LAG}:",
+                      as_text(tests)])
+    content = {"notes": notes, "table": figures.to_dict("index"), "paired": tests.reset_index().to_dict("records")}
+    bodies = {"report.txt": text + "\n", "figures.json": json.dumps(content, default=float, indent=1) + "\n",
+              "table.csv": figures.to_csv(), "paired.csv": tests.to_csv()}
+    for name, body in bodies.items():
+        aside = Path(out, f".{name}.{os.getpid()}")
+        aside.write_text(body, encoding="utf-8")
+        aside.replace(Path(out, name))
+    return text
+
+
+def heading(out: str | Path, when: str, figures: pd.DataFrame) -> str:
+    """The first line of a report."""
+    days = int(figures["days"].max())
+    return f"{Path(out).name}, {when}: {days} test days; mean and spread over seeds; averaged: of the seeds' mean score"
 
 
 def as_text(frame: pd.DataFrame) -> str:
