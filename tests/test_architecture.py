@@ -24,17 +24,17 @@ PURE = ["errors", "jit", "signatures", "market_rules", "factors.*", "data.transf
         "portfolio.program", "portfolio.preset",
         "portfolio.case", "portfolio.conic", "portfolio.solver", "portfolio.rounding", "portfolio.optimizer",
         "portfolio.enhanced_indexing", "portfolio.engine", "portfolio.aggregate"]
-ADAPTERS = ["data.dataset", "data.processor", "data.arrays", "data.cross_section", "data.handler", "data.array_loader",
+ADAPTERS = ["data.dataset", "data.aux_values", "data.processor", "data.arrays", "data.cross_section", "data.handler", "data.array_loader",
             "data.field_reader", "data.table", "data.cache", "data.threads", "data.loader", "data.winner_loader", "data.style_loader",
-            "data.price_volume", "data.segments",
+            "data.price_volume", "data.intraday", "data.segments",
             "data.leaks", "data.universe", "models.base", "models.keeping", "models.member", "models.rolling", "models.ensemble",
             "risk.market", "risk.model", "risk.records", "risk.__main__",
             "portfolio.strategy", "portfolio.closes", "portfolio.signal", "portfolio.rotation", "portfolio.exchange", "portfolio.records",
             "portfolio.__main__", "report.plots", "report.records", "report.saved", "report.view", "report.tearsheet",
             "report.leak_record", "report.leak_rebuild", "report.leak_variants",
             "report.drawing", "report.page", "report.sheet_record", "report.__main__",
-            "report.compare", "report.choice", "report.runs", "store.*", "demo.*", "scale.*", "home", "check*", "workflow", "tracking",
-            "packing",
+            "report.compare", "report.choice", "report.runs", "report.weekly", "store.*", "demo.*", "scale.*", "home", "check*", "workflow",
+            "tracking", "packing",
             "__main__"]
 TORCH = ["data.panel", "data.sampler", "data.window", "data.pack", "training.*", "models.*"]
 LAYERS = {"pure": PURE, "adapters": ADAPTERS, "torch": TORCH}

@@ -1,0 +1,212 @@
+"""The factors of single trades and orders: buying intention, and the net buying of large orders, both after the open."""
+
+from __future__ import annotations
+
+from datetime import date as Date
+
+import polars as pl
+
+from qlib_ext.errors import DataError
+from qlib_ext.factors.intraday_options import LARGE_ORDER_FACTORS, TRADE_FACTORS, IntradayOptions, named
+from qlib_ext.factors.session import OPENING, bar_end, session_minute
+
+KEY = ("date", "instrument")
+_INTENTION = ("hf_buy_intention_share", "hf_buy_intention_intensity", "hf_buy_intention_share_proxy", "hf_buy_intention_intensity_proxy")
+_MONEY = pl.col("price") * pl.col("quantity")
+
+
+def trade_values(trades: pl.LazyFrame, orders: pl.LazyFrame | None, bars: pl.LazyFrame, thresholds: pl.DataFrame | None = None,
+                 options: IntradayOptions | None = None, names=None, limits: pl.DataFrame | None = None) -> pl.LazyFrame:
+    """The factors of trades, one row for each (date, instrument) that has trades and bars.
+
+    Over the bars j after the open (09:30 to 10:00), A_j their amounts in CNY:
+
+        hf_buy_intention_share      sum B_j / sum A_j        B_j = active buys - active sells + new buy orders - new sell orders
+        hf_buy_intention_intensity  mean B_j / std B_j       (divided by the number of bars)
+        hf_large_buy_share          sum L_j / sum A_j        L_j = amount whose buy order is large - amount whose sell order is large
+        hf_large_buy_intensity      mean L_j / std L_j
+
+    An order is as large as what it bought or sold on the whole day, known after the close. A trade without a side takes it from its order
+    numbers, the later order being the active one. Null: a denominator of 0, no side known or no order of the stock after the open, no
+    threshold, an order number missing.
+
+    Args:
+        trades, orders: forms of `qlib_ext.store.intraday`. The amount of an order without a price is that of the bar's mean price, and
+            nothing where the bar has none. What an exchange does not publish is not in it: Shanghai leaves out what an order trades at
+            once.
+        bars: columns date, instrument, minute, amount, volume.
+        thresholds: columns instrument, threshold and, for proxies, trade_threshold, in CNY (see `thresholds`).
+        names: of `intraday.TRADE_FACTORS`; None: the factors that the frames allow.
+        limits: columns date, instrument, limit_up, limit_down in raw CNY: bars that lie at a limit all the time are left out of the sums,
+            since the side of their trades means nothing. Needs the columns high and low in bars.
+
+    Raises:
+        ConfigError: an unknown factor. DataError: a frame lacks that a factor named needs.
+    """
+    options = options or IntradayOptions()
+    if names is None:
+        names = [name for name in named(None, TRADE_FACTORS, options)
+                 if (name not in _INTENTION or orders is not None) and (name in _INTENTION or thresholds is not None)]
+    names = named(names, TRADE_FACTORS, options)
+    needed = {"orders": (orders, set(_INTENTION[:2])), "thresholds of large orders": (thresholds, set(LARGE_ORDER_FACTORS))}
+    for what, (given, users) in needed.items():
+        if given is None and users & set(names):
+            raise DataError(f"{sorted(users & set(names))} need {what}: give them, or leave these factors out")
+    grid = _open_bars(bars, options, limits)
+    flows = [_active(trades, options)]
+    if orders is not None and set(names) & set(_INTENTION[:2]):
+        flows.append(_ordered(orders, grid, options))
+    if set(names) & set(LARGE_ORDER_FACTORS):
+        flows.append(_large(trades, thresholds.lazy(), options))
+    for flow in flows:
+        grid = grid.join(flow, on=[*KEY, "minute"], how="left")
+    if "ordered" not in grid.collect_schema():
+        grid = grid.with_columns(ordered=pl.lit(None, pl.Float64))
+    sums = {"intention_proxy": pl.col("active").fill_null(0.0)}
+    sums["intention"] = sums["intention_proxy"] + options.buy_intention_sign * pl.col("ordered").fill_null(0.0)
+    for name in ("large", "large_proxy"):
+        if name in grid.collect_schema():
+            sums[name] = pl.col(name).fill_null(0.0)
+    made = grid.with_columns(**sums).group_by(*KEY).agg(
+        pl.col("amount").sum().alias("money"), (pl.col("sided").fill_null(0).sum() > 0).alias("has_sides"),
+        pl.col("ordered").is_not_null().any().alias("has_orders"),
+        *(pl.col(one).sum().alias(f"{one}_sum") for one in sums), *(_intensity(one).alias(f"{one}_intensity") for one in sums))
+    found = _known_stocks(trades, made, thresholds, names, options)
+    return found.select(*KEY, *(_value(name).alias(name) for name in names))
+
+
+def _value(name: str) -> pl.Expr:
+    """A factor from the sums of a stock's day."""
+    kind = "intention" if name in _INTENTION else "large"
+    column = f"{kind}_proxy" if name.endswith("_proxy") else kind
+    known = {"intention": pl.col("has_sides") & pl.col("has_orders"), "intention_proxy": pl.col("has_sides"),
+             "large": pl.col("has_threshold"), "large_proxy": pl.col("has_trade_threshold") & pl.col("has_sides")}[column]
+    share = pl.when(pl.col("money") > 0).then(pl.col(f"{column}_sum") / pl.col("money"))
+    value = share if "_share" in name else pl.col(f"{column}_intensity")
+    return pl.when(known).then(value)
+
+
+def _intensity(name: str) -> pl.Expr:
+    spread = pl.col(name).std(ddof=0)
+    return pl.when(spread > 1e-12 * pl.col(name).abs().max()).then(pl.col(name).mean() / spread)
+
+
+def _open_bars(bars: pl.LazyFrame, options, limits: pl.DataFrame | None) -> pl.LazyFrame:
+    """Bars after the open, with their amount and mean price; without those that lie at a price limit."""
+    bars = bars.filter(pl.col("minute").is_between(OPENING + 1, options.open_minutes))
+    if limits is not None:
+        edges = limits.lazy().select(pl.col("date"), pl.col("instrument").cast(pl.String), "limit_up", "limit_down")
+        bars = bars.with_columns(pl.col("instrument").cast(pl.String)).join(edges, on=list(KEY), how="left")
+        tick = 0.005
+        locked = (pl.col("low") >= pl.col("limit_up") - tick) | (pl.col("high") <= pl.col("limit_down") + tick)
+        bars = bars.filter(~locked.fill_null(False))
+    price = pl.when(pl.col("volume") > 0).then(pl.col("amount") / pl.col("volume"))
+    return bars.select(pl.col("date"), pl.col("instrument").cast(pl.String), "minute", "amount", mean_price=price)
+
+
+def _minute(options) -> pl.Expr:
+    return bar_end(session_minute(pl.col("millisecond")), options.bar_minutes).alias("minute")
+
+
+def _after_open(frame: pl.LazyFrame, options) -> pl.LazyFrame:
+    frame = frame.with_columns(_minute(options)).filter(pl.col("minute").is_between(OPENING + 1, options.open_minutes))
+    return frame.with_columns(pl.col("instrument").cast(pl.String))
+
+
+def _active(trades: pl.LazyFrame, options) -> pl.LazyFrame:
+    """Active buys less active sells in CNY, and the number of trades whose side is known, by bar."""
+    derived = (pl.col("buy_order") - pl.col("sell_order")).sign().fill_null(0)
+    side = pl.when(pl.col("side") != 0).then(pl.col("side")).otherwise(derived)
+    return (_after_open(trades, options).with_columns(side=side).group_by(*KEY, "minute")
+            .agg(active=(_MONEY * pl.col("side")).sum(), sided=(pl.col("side") != 0).sum()))
+
+
+def _ordered(orders: pl.LazyFrame, grid: pl.LazyFrame, options) -> pl.LazyFrame:
+    """New buy orders less new sell orders in CNY by bar; cancelled ones are taken off, or passed over."""
+    orders = _after_open(orders, options)
+    if not options.cancels:
+        orders = orders.filter(pl.col("kind") > 0)
+    orders = orders.join(grid.select(*KEY, "minute", "mean_price"), on=[*KEY, "minute"], how="left")
+    money = pl.coalesce("price", "mean_price") * pl.col("quantity") * pl.col("side") * pl.col("kind")
+    return orders.group_by(*KEY, "minute").agg(ordered=money.sum())
+
+
+def _order_amounts(trades: pl.LazyFrame, options) -> pl.LazyFrame:
+    """Amount of every order that traded: date, instrument, order, size."""
+    if options.order_size == "observed":
+        trades = trades.filter(_minute(options) <= options.open_minutes)
+    parts = [trades.group_by(*KEY, pl.col(column).alias("order")).agg(size=_MONEY.sum()) for column in ("buy_order", "sell_order")]
+    return pl.concat(parts).filter(pl.col("order").is_not_null())
+
+
+def _large(trades: pl.LazyFrame, thresholds: pl.LazyFrame, options) -> pl.LazyFrame:
+    """What large orders bought less what they sold, and the same of large single trades, in CNY by bar."""
+    edges = thresholds.with_columns(pl.col("instrument").cast(pl.String))
+    if "trade_threshold" not in edges.collect_schema():
+        edges = edges.with_columns(trade_threshold=pl.lit(None, pl.Float64))
+    counts = _minute(options) <= options.open_minutes if options.order_size == "observed" else pl.lit(True)
+    traded = trades.with_columns(counted=pl.when(counts).then(_MONEY).otherwise(0.0)).with_columns(
+        pl.when(pl.col(order).is_not_null()).then(pl.col("counted").sum().over(*KEY, order)).alias(f"{order}_size")
+        for order in ("buy_order", "sell_order"))
+    after = _after_open(traded, options).join(edges, on="instrument", how="left")
+    net = (pl.col("buy_order_size") > pl.col("threshold")).cast(pl.Int8) - (pl.col("sell_order_size") > pl.col("threshold")).cast(pl.Int8)
+    large_trade = (_MONEY > pl.col("trade_threshold")).cast(pl.Int8) * pl.col("side")
+    return after.group_by(*KEY, "minute").agg(large=(_MONEY * net).sum(), large_proxy=(_MONEY * large_trade).sum())
+
+
+def _known_stocks(trades: pl.LazyFrame, made: pl.LazyFrame, thresholds, names, options) -> pl.LazyFrame:
+    """Says of which stocks the thresholds and all order numbers are known; only stocks with trades are kept."""
+    unknown = (pl.col("buy_order").is_null() | pl.col("sell_order").is_null()).any()
+    stocks = trades.group_by(*KEY).agg(unnumbered=unknown).with_columns(pl.col("instrument").cast(pl.String))
+    found = stocks.join(made, on=list(KEY))
+    if not set(names) & set(LARGE_ORDER_FACTORS):
+        return found
+    edges = thresholds.lazy().with_columns(pl.col("instrument").cast(pl.String))
+    if "trade_threshold" not in edges.collect_schema():
+        edges = edges.with_columns(trade_threshold=pl.lit(None, pl.Float64))
+    found = found.join(edges, on="instrument", how="left")
+    return found.with_columns(has_threshold=pl.col("threshold").is_not_null() & ~pl.col("unnumbered"),
+                              has_trade_threshold=pl.col("trade_threshold").is_not_null())
+
+
+# ---- how large is large --------------------------------------------------------------------------------------------------------
+def order_sizes(trades: pl.LazyFrame, options: IntradayOptions | None = None) -> pl.LazyFrame:
+    """Sums of a day's order amounts and trade amounts, of which `thresholds` are made: no trade needs to be read again.
+
+    Returns:
+        date, instrument, count, total, squares (of the amounts of orders that traded, buying and selling ones, or their logarithms) and
+        the same of single trades, trade_count, trade_total, trade_squares.
+    """
+    options = options or IntradayOptions()
+    scaled = (lambda amount: amount.log()) if options.large_scale == "log" else (lambda amount: amount)
+    parts = []
+    for prefix, frame in (("", _order_amounts(trades, options).select(*KEY, "size")), ("trade_", trades.select(*KEY, size=_MONEY))):
+        size = scaled(pl.col("size"))
+        parts.append(frame.filter(pl.col("size") > 0).group_by(*KEY).agg(
+            pl.len().cast(pl.Int64).alias(f"{prefix}count"), size.sum().alias(f"{prefix}total"), (size * size).sum().alias(f"{prefix}squares")))
+    return parts[1].join(parts[0], on=list(KEY), how="left").select(
+        "date", pl.col("instrument").cast(pl.String), "count", "total", "squares", "trade_count", "trade_total", "trade_squares")
+
+
+def thresholds(sizes: pl.DataFrame, day: Date, options: IntradayOptions | None = None) -> pl.DataFrame:
+    """From which amount an order is large on a day: ``exp(mean(ln a) + k std(ln a))`` of the orders of past days, all pooled.
+
+    Args:
+        sizes: rows of `order_sizes` of several days; of those before `day` the last ``threshold_days`` count.
+
+    Returns:
+        instrument, threshold, trade_threshold in CNY; null with fewer than ``min_threshold_days`` days.
+    """
+    options = options or IntradayOptions()
+    past = sizes.filter(pl.col("date") < day)
+    days = past["date"].unique().sort().tail(options.threshold_days)
+    past = past.filter(pl.col("date").is_in(days.implode()))
+    made = []
+    for prefix in ("", "trade_"):
+        count, total, squares = (pl.col(f"{prefix}{name}").sum() for name in ("count", "total", "squares"))
+        mean = total / count
+        edge = mean + options.large_deviations * (squares / count - mean * mean).clip(0).sqrt()
+        edge = edge.exp() if options.large_scale == "log" else edge
+        known = pl.col(f"{prefix}count").is_not_null().sum() >= options.min_threshold_days
+        made.append(pl.when(known).then(edge).alias(f"{prefix}threshold"))
+    return past.group_by("instrument").agg(made).sort("instrument")
