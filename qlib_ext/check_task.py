@@ -5,18 +5,20 @@ from __future__ import annotations
 import logging
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 
 from qlib_ext.check_data import StoreView, check_embargo
+from qlib_ext.data.aux_values import window_sizes
 from qlib_ext.data.leaks import feature_faults, processor_faults
 from qlib_ext.data.loader import MarketStateLoader
-from qlib_ext.data.panel import MISSING_ROWS, Block, Panel
+from qlib_ext.data.panel import MISSING_ROWS, Block, Panel, bar_features
 from qlib_ext.data.segments import label_offset, trim_segments
 from qlib_ext.data.style_loader import StyleColumns
 from qlib_ext.data.window import WINDOW_TRANSFORMS
 from qlib_ext.data.winner_loader import JoinedLoader
-from qlib_ext.errors import ConfigError, DataError
+from qlib_ext.errors import ConfigError, DataError, ExtError
 from qlib_ext.factors.market_state import market_state_names
 
 
@@ -82,9 +84,29 @@ def check_dataset_values(add, place: str, dataset: dict, loaders: dict) -> None:
         add(f"{place}.window_transform", f"{dataset['window_transform']!r} is unknown", f"choose one of {', '.join(WINDOW_TRANSFORMS)}")
     per_stock = sorted(name for name, loader in loaders.items() if loader is None or getattr(loader, "per_stock", False))
     windows = dataset.get("aux_windows") or []
-    wrong = [name for name in windows if name not in per_stock or name == "stock"] if isinstance(windows, list) else [windows]
+    wrong = [name for name in windows if name not in per_stock or name == "stock"] if isinstance(windows, (list, dict)) else [windows]
     if wrong:
         add(f"{place}.aux_windows", f"{wrong} are no aux entries of values per stock (those are {per_stock})", "list some of these")
+        return
+    try:
+        _window_sizes(dataset, loaders)
+    except ExtError as error:
+        text, _, advice = str(error).partition(": give ")
+        add(f"{place}.aux_windows", text, f"give {advice}" if advice else "correct the sizes")
+
+
+def _window_sizes(dataset: dict, loaders: dict) -> dict[str, dict]:
+    """`window_sizes` of a dataset's options without the names that are wrong; a loader that could not be made counts as one per stock."""
+    window = dataset.get("window", 8)
+    known = {name: SimpleNamespace(per_stock=True) if loader is None else loader for name, loader in loaders.items()}
+    asked = dataset.get("aux_windows") or {}
+    asked = asked if isinstance(asked, dict) else dict.fromkeys(asked if isinstance(asked, list) else ())
+    asked = {name: size for name, size in asked.items() if getattr(known.get(name), "per_stock", False) and name != "stock"}
+    sizes = window_sizes(asked, known, window if type(window) is int and window > 0 else 1)
+    for name, size in sizes.items():
+        if callable(getattr(known[name], "column_names", None)):
+            bar_features(known[name].column_names(), size["bars"])
+    return sizes
 
 
 # ---- model against dataset --------------------------------------------------------------------------------------------------
@@ -109,6 +131,13 @@ def market_width(add, where: str, loader) -> int | None:
         return None if None in widths else sum(widths)
     if isinstance(loader, StyleColumns):
         return _style_width(add, where, loader)
+    if callable(getattr(loader, "column_names", None)):  # what it will name its columns, said without loading
+        try:
+            return len(loader.column_names())
+        except ExtError as error:
+            text, _, advice = str(error).partition(": ")
+            add(where, text, advice or "correct it")
+            return None
     if not isinstance(loader, MarketStateLoader):  # how many styles there are, the snapshots say
         return None
     if loader.path is None:
@@ -159,9 +188,10 @@ def check_model(add, where: str, model, handler, dataset: dict, loaders: dict, h
         checkpoint, known = None, False
     else:
         known = True
-    panel = _bare_panel(dataset, features, {name: width or 1 for name, width in widths.items()}, loaders)
+    labels = 0 if handler is None else len(expressions(handler, "label")[0])
+    panel = _bare_panel(dataset, features, {name: width or 1 for name, width in widths.items()}, loaders, labels or 1)
     try:
-        _try_network(model, panel, checkpoint, known)
+        _try_network(model, panel, checkpoint, known, labels)
     except Exception as error:
         text, _, advice = str(error).partition(": use ")
         add(where, f"{type(model).__name__} refuses this dataset ({type(error).__name__}: {text})",
@@ -189,22 +219,32 @@ def check_rule(add, where: str, model, handler, dataset: dict, segments: dict, s
         add(f"{where}.rule", text or str(error), f"make {advice}" if text else "choose a longer task_length")
 
 
-def _bare_panel(dataset: dict, features: int, widths: dict[str, int], loaders: dict) -> Panel:
+def _bare_panel(dataset: dict, features: int, widths: dict[str, int], loaders: dict, labels: int) -> Panel:
     """A panel of one day without stocks, with the dataset's blocks and aux entries."""
     window = dataset.get("window", 8)
     window = window if type(window) is int and window > 0 else 1
     empty = lambda width: np.full((1, width), np.nan, np.float32)  # noqa: E731
-    windows = [name for name in dataset.get("aux_windows") or () if name in widths]
-    stock_aux = {name: empty(width) for name, width in widths.items() if name in windows or getattr(loaders[name], "per_stock", False)}
-    blocks = {"stock": features, **{name: widths[name] for name in windows}}
-    return Panel(blocks={name: Block(empty(width), window, [""] * width) for name, width in blocks.items()},
-                 rows=np.empty((1, 0), np.int32), days=np.array(["2000-01-03"], "datetime64[D]"), instruments=np.empty(0, str),
-                 universe=np.empty((1, 0), bool), label=empty(1), label_eval=empty(1), label_raw=empty(1), label_names=["LABEL0"],
-                 day_aux={name: empty(width) for name, width in widths.items() if name not in stock_aux}, stock_aux=stock_aux)
+    try:
+        sizes = _window_sizes(dataset, loaders)
+    except ExtError:  # said elsewhere: the sizes that are usual
+        sizes = _window_sizes({**dataset, "aux_windows": list(dataset["aux_windows"])}, loaders)
+    stock_aux = {name: empty(width) for name, width in widths.items() if name in sizes or getattr(loaders[name], "per_stock", False)}
+    blocks = {"stock": Block(empty(features), window, [""] * features)}
+    for name, size in sizes.items():
+        width, bars = -(-widths[name] // size["bars"]), size["bars"]
+        names = [f"f{k}@{bar}" for bar in range(bars) for k in range(width)]
+        blocks[name] = Block(empty(width * bars), size["window"], names, bars=bars)
+        stock_aux[name] = blocks[name].values
+    label = empty(labels)
+    return Panel(blocks=blocks, rows=np.empty((1, 0), np.int32), days=np.array(["2000-01-03"], "datetime64[D]"),
+                 instruments=np.empty(0, str), universe=np.empty((1, 0), bool), label=label, label_eval=label, label_raw=label,
+                 label_names=[f"LABEL{k}" for k in range(labels)], stock_aux=stock_aux,
+                 day_aux={name: empty(width) for name, width in widths.items() if name not in stock_aux})
 
 
-def _try_network(model, panel: Panel, checkpoint, known: bool) -> None:
+def _try_network(model, panel: Panel, checkpoint, known: bool, labels: int) -> None:
     import torch
+    panel = panel.of(model.options["block"])
     sizes = model.sizes(panel)
     if not known:  # only the options that are the network's own
         sizes = {name: model.net_options.get(name) if model.net_options.get(name) is not None else size
@@ -216,8 +256,11 @@ def _try_network(model, panel: Panel, checkpoint, known: bool) -> None:
         if missing:
             raise ConfigError(f"{needy} needs aux {missing}, the dataset gives {sorted(given)}: use the dataset's `aux:`")
     if known:
-        shape = {name: (2,) if name in panel.stock_aux else () for name in wanted}
+        count = 2 + getattr(net, "factors", 0) + sum(given[name].shape[1] for name in wanted)     # stocks that an orthogonal layer asks for
+        shape = {name: (count,) if name in panel.stock_aux else () for name in wanted}
         aux = {name: torch.zeros(*shape[name], given[name].shape[1]) for name in wanted}
-        x = {name: torch.zeros(2, block.window, len(block.columns)) for name, block in panel.blocks.items()}
+        x = {name: torch.zeros(count, block.steps, len(block.features)) for name, block in panel.blocks.items()}
         with torch.no_grad():
-            net.eval()(x if len(x) > 1 else x["stock"], **aux)
+            output = net.eval()(x if len(x) > 1 else next(iter(x.values())), **aux)
+        if labels and model.rule.loss.scores:
+            model.rule.loss.columns(output, torch.zeros(count, labels), torch.ones(count, labels, dtype=torch.bool))

@@ -24,10 +24,12 @@ import qlib_ext.models
 from qlib_ext.data.panel import Block, Panel
 from qlib_ext.data.sampler import DaySampler
 from qlib_ext.errors import ConfigError, NotFittedError, ShapeError
+from qlib_ext.models.agru import MultiGranularity
 from qlib_ext.models.base import TorchModel
 from qlib_ext.training.rule import forward
 
 DAYS, STOCKS, FEATURES, MARKET, WINDOW, STYLES = 24, 14, 5, 4, 6, ["size", "beta", "momentum"]
+BAR_FEATURES = 3                     # of each of the two bars of a day of the block m60
 ONE, TWO, EMPTY = 9, 10, 11          # days on which one stock, two stocks, nobody is in the universe
 
 LIGHT = {"name": "style_ic", "lam_dev": 0.02, "lam_mom": 0.02}      # at full weight it keeps a label that leans on styles from being fitted
@@ -44,6 +46,12 @@ SMALL = {
                   "industry": {"hidden_size": 12, "ts": "window", "cs": "industry", "loss": "weighted_mse"}},
     "DeepRisk": {"small": {"factors": 4, "hidden_size": 8, "heads": 2},
                  "few_neighbours": {"factors": 2, "hidden_size": 8, "max_neighbours": 6}},
+    "GRUNN": {"batch_norm": {"hidden_size": 12, "batch_norm": True}},
+    "ResAttnLSTM": {"time": {"hidden_size": 8, "num_layers": 1}, "features": {"hidden_size": 8, "num_layers": 1, "attention": "features"}},
+    "AGRU": {"bars": {"hidden_size": 6, "units": 8, "block": "m60"},
+             "orthogonal": {"hidden_size": 6, "units": 2, "orthogonal": True, "weights": "learned", "controls": ["style"]}},
+    "MultiGranularity": {"joint": {"hidden_size": 6, "units": 8},
+                         "factors": {"hidden_size": 6, "units": 2, "orthogonal": True, "loss": "factor_ic", "controls": ["industry"]}},
 }
 
 
@@ -63,7 +71,8 @@ def make_panel(seed: int = 0, missing_rows: str = "nan", holes: bool = True) -> 
     style = draw.standard_normal((r + 1, len(STYLES))).astype(np.float32)
     groups = {name: np.random.default_rng(seed + 1).integers(least, 5, (r + 1, 1)).astype(np.float32)
               for name, least in (("cap", 1), ("industry", 0))}
-    for table in (values, label, style, *groups.values()):
+    bars = np.random.default_rng(seed + 2).standard_normal((r + 1, 2 * BAR_FEATURES)).astype(np.float32)
+    for table in (values, label, style, bars, *groups.values()):
         table[-1] = np.nan
     universe = draw.random((DAYS, STOCKS)) < (0.9 if holes else 2)
     for day, count in ((ONE, 1), (TWO, 2), (EMPTY, 0)):
@@ -74,15 +83,19 @@ def make_panel(seed: int = 0, missing_rows: str = "nan", holes: bool = True) -> 
                  instruments=np.array([f"SH60{k:04d}" for k in range(STOCKS)]),
                  universe=universe, label=label, label_eval=label, label_raw=label, label_names=["LABEL0"],
                  day_aux={"market": draw.standard_normal((DAYS, MARKET)).astype(np.float32)}, missing_rows=missing_rows,
-                 stock_aux={"style": style, **groups}, meta={"aux_columns": {"style": STYLES}, "embargo": 2},
+                 stock_aux={"style": style, "m60": bars, **groups}, meta={"aux_columns": {"style": STYLES}, "embargo": 2},
                  segments={"train": (0, 14), "valid": (14, 18), "test": (18, DAYS)})
 
 
 def panel_for(make, **options) -> Panel:
-    """`make_panel`, with windows of styles for a model that reads them."""
-    panel = make_panel(**options)
-    if make().net_options.get("style_input") == "sequence":
+    """`make_panel`, with windows of styles or bars for a model that reads them, and no day of too few stocks for an orthogonal layer."""
+    panel, model = make_panel(**options), make()
+    if model.net_options.get("style_input") == "sequence":
         panel.blocks["style"] = Block(panel.stock_aux["style"], WINDOW, STYLES)
+    if model.options["block"] == "m60" or isinstance(model, MultiGranularity):
+        panel.blocks["m60"] = Block(panel.stock_aux["m60"], 3, [f"B{k}@{bar}" for bar in (1, 2) for k in range(BAR_FEATURES)], bars=2)
+    if model.net_options.get("orthogonal"):
+        panel.universe |= (np.arange(DAYS) != EMPTY)[:, None]
     return panel
 
 
@@ -113,14 +126,15 @@ def same_bits(first: np.ndarray, second: np.ndarray) -> bool:
 def one_score_a_stock(make):
     panel = panel_for(make)
     model = fitted(make, panel)
-    sampler = DaySampler(panel)
+    sampler = DaySampler(panel.of(model.options["block"]))
     for day in (ONE, TWO, 20):
         batch = sampler.batch(day)
         with torch.no_grad():
             shape = tuple(forward(model.net_, batch).shape)
-        width = () if model.rule.loss.scores else (model.net_options["factors"],)
-        assert shape == (len(batch.stocks), *width), f"{shape} for {len(batch.stocks)} stocks"
-    assert {1, 2} < {len(panel.stocks(day)) for day in panel.scored_days()}
+        factors = model.net_options["units"] if model.net_options.get("output") == "factors" else model.net_options.get("factors")
+        assert shape == (len(batch.stocks),) + (() if factors is None else (factors,)), f"{shape} for {len(batch.stocks)} stocks"
+    few = set() if model.net_options.get("orthogonal") else {1, 2}
+    assert few < {len(panel.stocks(day)) for day in panel.scored_days()}
     found = scores(model, whole(panel))
     assert np.array_equal(np.isfinite(found), panel.universe & (panel.rows >= 0)), "not one score for every stock of the universe"
 
@@ -128,7 +142,7 @@ def one_score_a_stock(make):
 def order_of_stocks(make):
     panel = panel_for(make)
     net = copy.deepcopy(fitted(make, panel, epochs=1).net_).double()
-    batch = DaySampler(panel).batch(20)
+    batch = DaySampler(panel.of(make().options["block"])).batch(20)
     order = torch.from_numpy(np.random.default_rng(1).permutation(len(batch.stocks)))
     outputs = []
     for chosen in (torch.arange(len(order)), order):
@@ -153,13 +167,15 @@ def no_look_ahead(make):
             later = later[later >= 0]
             draw = np.random.default_rng(day)
             changed.blocks["stock"].values[later] = 5 * draw.standard_normal((len(later), FEATURES))
-            changed.stock_aux["style"][later] = 5 * draw.standard_normal((len(later), len(STYLES)))
+            for name in ("style", "m60"):
+                values = changed.stock_aux[name]
+                values[later] = 5 * draw.standard_normal((len(later), values.shape[1]))
             for name in ("cap", "industry"):
                 changed.stock_aux[name][later] = draw.integers(0, 5, (len(later), 1))
             for labels in (changed.label, changed.label_eval, changed.label_raw):
                 labels[later] = draw.standard_normal((len(later), 1))
             changed.day_aux["market"][day + 1:] = draw.standard_normal((DAYS - day - 1, MARKET))
-            changed.universe[day + 1:] = draw.random((DAYS - day - 1, STOCKS)) < 0.5
+            changed.universe[day + 1:] = draw.random((DAYS - day - 1, STOCKS)) < (2 if model.net_options.get("orthogonal") else 0.5)
             after = scores(model, whole(changed))
             assert same_bits(before[:day + 1], after[:day + 1]), f"scores up to day {day} depend on later rows ({missing_rows})"
             assert not same_bits(before[day + 1:], after[day + 1:]), "nothing was changed: nothing was shown"
@@ -220,8 +236,11 @@ def pickle_round_trip(make):
 
 def gradient_everywhere(make):
     panel = panel_for(make)
-    net = fitted(make, panel).net_.train()
-    sampler, draw = DaySampler(panel), torch.Generator().manual_seed(5)
+    net, draw = fitted(make, panel).net_.train(), torch.Generator().manual_seed(5)
+    sampler = DaySampler(panel.of(make().options["block"]))
+    with torch.no_grad():
+        for parameter in net.parameters():          # a layer that begins at 0 lets nothing through to those before it
+            parameter += 0.05 * torch.randn(parameter.shape, generator=draw)
     for day in panel.scored_days():
         output = forward(net, sampler.batch(day))
         (output * torch.randn(output.shape, generator=draw)).sum().backward()
@@ -233,7 +252,8 @@ def gradient_everywhere(make):
 def overfits_one_day(make):
     panel = panel_for(make, holes=False)
     panel.segments = {"train": (20, 21)}
-    quiet = {"dropout": 0.0} if "dropout" in inspect.signature(type(make()).__init__).parameters else {}
+    taken = inspect.signature(type(make()).__init__).parameters
+    quiet = {name: value for name, value in (("dropout", 0.0), ("controls", [])) if name in taken}   # controls take their part of a label
     panel.label = panel.label_eval = panel.label / np.nanstd(panel.label)
     model = fitted(lambda **more: make(**quiet, **more), panel, epochs=150, lr=1e-2, clip_norm=1.0)
     losses = [row["train_loss"] for row in model.history_.epochs]
@@ -278,13 +298,14 @@ def variants() -> list:
 def test_discovery_finds_the_models():
     names = {kind.__name__ for kind in discover()}
     assert {"MASTER", "GRU", "DeepRisk", "ALSTM", "MetaRiskControl", "DecompGRU"} <= names
+    assert {"GRUNN", "ResAttnLSTM", "AGRU", "MultiGranularity"} <= names
     assert set(SMALL) <= names, "SMALL names a class that is gone"
 
 
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
 @pytest.mark.parametrize("kind, keywords", variants())
 def test_law(kind, keywords, law):
-    law(lambda **more: kind(**keywords, **more))
+    law(lambda **more: kind(**{**keywords, **more}))
 
 
 # ---- planted violations -------------------------------------------------------------------------------------------------------

@@ -14,13 +14,14 @@ from qlib.data.dataset.handler import DataHandlerLP
 from qlib.log import get_module_logger
 from qlib.utils import init_instance_by_config
 
+from qlib_ext.data.aux_values import aux_loaders, load_aux, window_sizes
 from qlib_ext.data.leaks import feature_faults, processor_faults, refuse
 from qlib_ext.data.panel import MISSING_ROWS, Block, Panel
 from qlib_ext.data.segments import SPARE_DAYS, embargo_days, is_embargo, label_offset, segment_positions, trim_segments
 from qlib_ext.data.threads import run
 from qlib_ext.data.universe import trading_calendar, universe_grid, universe_mask
 from qlib_ext.data.window import window_transform as find_transform
-from qlib_ext.errors import ConfigError, DataError, ExtError
+from qlib_ext.errors import ConfigError, DataError
 from qlib_ext.store.metadata import check_store, fingerprint
 
 logger = get_module_logger("qlib_ext.dataset")
@@ -42,7 +43,9 @@ class PanelDatasetH(DatasetH):
         missing_rows: what a window shows where a stock has no row: ``nan``, or ``ffill_bfill`` (see `Panel`).
         aux: name -> configuration of a loader with ``load(days) -> (values [t, m], names)``, e.g. the market's state, or, where it
             says ``per_stock = True``, ``load(days, instruments) -> (values [t, n, k], names)``, e.g. style exposures.
-        aux_windows: names of per-stock entries that are inputs too: windows of them stand beside the features, as blocks.
+        aux_windows: per-stock entries that are inputs too: windows of them stand beside the features, as blocks. A list of names, with
+            the dataset's window; or name -> ``{window: days, bars: bars a day}``, either of which may be left out: the dataset's window,
+            and the bars that the loader says it makes (its attribute `bars`, else 1), whose columns are ``a@1, b@1, a@2 ...``.
         embargo: ``auto`` = the label's furthest look ahead; a number of trading days may only be larger.
         window_transform: name of what is done with the windows of a day when they are cut (`qlib_ext.data.window`).
         keep_frames: False frees Qlib's frames as soon as the panel is made; `prepare` then serves the raw label only.
@@ -55,7 +58,7 @@ class PanelDatasetH(DatasetH):
 
     def __init__(self, handler, segments: dict, universe: str | None = None, window: int = 8, missing_rows: str = "nan",
                  aux: dict | None = None, embargo: str | int = "auto", keep_frames: bool = True, fetch_kwargs: dict | None = None,
-                 aux_windows: list[str] | None = None, window_transform: str | None = None, **unknown):
+                 aux_windows: list[str] | dict[str, dict] | None = None, window_transform: str | None = None, **unknown):
         if unknown:
             valid = sorted(set(inspect.signature(PanelDatasetH.__init__).parameters) - {"self", "unknown"})
             raise ConfigError(f"PanelDatasetH does not take {sorted(unknown)}; valid keywords: {valid}")
@@ -70,11 +73,8 @@ class PanelDatasetH(DatasetH):
         check_store(C.dpm.get_data_uri("day"))
         self.universe, self.window, self.missing_rows = universe, window, missing_rows
         self.embargo, self.keep_frames, self.window_transform = embargo, keep_frames, window_transform
-        self.aux, self.aux_windows = _aux_loaders(aux or {}), list(aux_windows or [])
-        for name in self.aux_windows:
-            if not getattr(self.aux.get(name), "per_stock", False) or name == "stock":
-                raise ConfigError(f"aux_windows names {name!r}, which is no loader of values per stock in aux ({sorted(self.aux)}): name "
-                                  "one")
+        self.aux = aux_loaders(aux or {})
+        self.aux_windows = window_sizes(aux_windows, self.aux, window)
         handler, loaded = _unloaded(handler)
         refuse(processor_faults(handler))
         refuse(feature_faults(_expressions(handler, "feature") or []))
@@ -166,8 +166,9 @@ class PanelDatasetH(DatasetH):
         days, instruments = index.days, index.instruments
         universe = np.ones(index.rows.shape, bool) if self.universe is None else universe_grid(days, instruments, self.universe)
         segments = {name: _loaded_span(name, pair, days) for name, pair in self.segments.items()}
-        day_aux, stock_aux, columns = _load_aux(self.aux, index)
-        windows = {name: Block(stock_aux[name], self.window, columns[name]) for name in self.aux_windows}
+        day_aux, stock_aux, columns = load_aux(self.aux, index)
+        windows = {name: Block(stock_aux[name], size["window"], columns[name], bars=size["bars"])
+                   for name, size in self.aux_windows.items()}
         panel = Panel(blocks={"stock": block, **windows}, rows=index.rows, days=days, instruments=instruments, universe=universe,
                       label=label, label_eval=label_eval, label_raw=label_raw, label_names=[str(c) for c in learned.columns],
                       day_aux=day_aux, stock_aux=stock_aux, missing_rows=self.missing_rows, segments=segments,
@@ -181,6 +182,8 @@ class PanelDatasetH(DatasetH):
     def _facts(self, days: np.ndarray) -> dict:
         uri = C.dpm.get_data_uri("day")
         cut = {"window_transform": self.window_transform} if self.window_transform else {}
+        if any(size != {"window": self.window, "bars": 1} for size in self.aux_windows.values()):
+            cut["aux_windows"] = self.aux_windows
         return {**cut, "store": fingerprint(uri), "universe": self.universe, "window": self.window, "missing_rows": self.missing_rows,
                 "embargo": self.offset, "label": _expressions(self.handler, "label"), "loaded": [str(days[0]), str(days[-1])],
                 "handler": f"{type(self.handler).__module__}.{type(self.handler).__name__}",
@@ -318,43 +321,6 @@ def _check_fit_spans(handler, loaders: dict, segments: dict) -> None:
         if end is None or pd.Timestamp(end) >= border:
             raise ConfigError(f"{name} is fitted up to {end or 'the end of the data'}, which reaches into the segment that begins on "
                               f"{border:%Y-%m-%d}: set fit_end_time to the end of train")
-
-
-def _aux_loaders(aux: dict) -> dict:
-    """The loaders of an `aux` section; they are made here and load later."""
-    if not isinstance(aux, dict):
-        raise ConfigError(f"aux={aux!r}: give name: {{class, module_path, kwargs}}")
-    loaders = {}
-    for name, config in aux.items():
-        try:
-            loaders[name] = init_instance_by_config(copy.deepcopy(config))
-        except ExtError:
-            raise
-        except Exception as error:  # Qlib gives what the import or the call raised
-            raise ConfigError(f"aux {name!r} cannot be made from {config!r}: {type(error).__name__}: {error}") from error
-        if not callable(getattr(loaders[name], "load", None)):
-            raise ConfigError(f"aux {name!r} is a {type(loaders[name]).__name__}, which has no load(days)")
-        if callable(getattr(loaders[name], "check", None)):
-            loaders[name].check()
-    return loaders
-
-
-def _load_aux(loaders: dict, index: _RowIndex) -> tuple[dict, dict, dict]:
-    """Values per day ``[t, m]`` and per stock ``[r+1, k]`` in the rows of an index, float32, and the names of their columns."""
-    day_aux, stock_aux, columns = {}, {}, {}
-    for name, loader in loaders.items():
-        per_stock = getattr(loader, "per_stock", False)
-        values, names = loader.load(index.days, index.instruments) if per_stock else loader.load(index.days)
-        values, columns[name] = np.asarray(values, np.float32), [str(column) for column in names]
-        expected = index.rows.shape + (len(names),) if per_stock else (len(index.days), len(names))
-        if values.shape != expected or np.isinf(values).any():
-            raise DataError(f"aux {name!r}: {type(loader).__name__} gave {values.shape} for {expected}, or infinite values")
-        if per_stock:
-            stock_aux[name] = np.full((len(index.index) + 1, len(names)), np.nan, np.float32)
-            stock_aux[name][:-1] = values[index.day, index.stock]
-        else:
-            day_aux[name] = values
-    return day_aux, stock_aux, columns
 
 
 def _unloaded(handler):

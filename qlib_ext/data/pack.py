@@ -13,7 +13,8 @@ import numpy as np
 from qlib_ext.data.panel import Block, Panel
 from qlib_ext.errors import ConfigError, DataError
 
-FORMAT = 1
+FORMATS = (1, 2)
+"""2: a block has several bars a day."""
 SHARD_MIB = 48
 MAX_SHARDS = 1000
 
@@ -84,7 +85,8 @@ def load_panel(path: str | Path) -> Panel:
 
 
 def _arrays(panel: Panel, dtype: str) -> dict[str, np.ndarray]:
-    header = {"format": FORMAT, "blocks": {}, "label_names": panel.label_names, "segments": panel.segments,
+    header = {"format": 2 if any(block.bars > 1 for block in panel.blocks.values()) else 1, "blocks": {},
+              "label_names": panel.label_names, "segments": panel.segments,
               "missing_rows": panel.missing_rows, "meta": panel.meta, "day_aux": list(panel.day_aux),
               "stock_aux": list(panel.stock_aux)}
     arrays = {"rows": panel.rows, "days": panel.days.astype("datetime64[D]").astype(np.int64),
@@ -92,7 +94,7 @@ def _arrays(panel: Panel, dtype: str) -> dict[str, np.ndarray]:
               "label": panel.label, "label_eval": panel.label_eval, "label_raw": panel.label_raw}
     for name, block in panel.blocks.items():
         transform = None if block.transform is None else _name(block.transform, name)
-        header["blocks"][name] = {"window": block.window, "columns": list(block.columns), "transform": transform}
+        header["blocks"][name] = {"window": block.window, "columns": list(block.columns), "transform": transform, "bars": block.bars}
         if dtype == "float16" and np.nanmax(np.abs(block.values[:-1]), initial=0.0) > np.finfo(np.float16).max:
             raise DataError(f"block {name!r} holds values beyond 65504, which float16 cannot hold; pack as float32, or normalise")
         arrays[f"block.{name}"] = block.values.astype(dtype, copy=False)
@@ -105,12 +107,12 @@ def _arrays(panel: Panel, dtype: str) -> dict[str, np.ndarray]:
 
 def _panel(stored) -> Panel:
     header = json.loads(stored["header"].tobytes())
-    if header["format"] != FORMAT:
-        raise DataError(f"packed panel of format {header['format']}, this version reads {FORMAT}; pack it again")
+    if header["format"] not in FORMATS:
+        raise DataError(f"packed panel of format {header['format']}, this version reads {FORMATS}; pack it again")
     rows = stored["rows"]
     blocks = {}
     for name, info in header["blocks"].items():
-        blocks[name] = Block(stored[f"block.{name}"], info["window"], info["columns"], _function(info["transform"]))
+        blocks[name] = Block(stored[f"block.{name}"], info["window"], info["columns"], _function(info["transform"]), info.get("bars", 1))
     universe = np.unpackbits(stored["universe"], axis=1, count=rows.shape[1]).astype(bool)
     return Panel(blocks=blocks, rows=rows, days=stored["days"].astype("datetime64[D]"), instruments=stored["instruments"],
                  universe=universe, label=stored["label"], label_eval=stored["label_eval"], label_raw=stored["label_raw"],

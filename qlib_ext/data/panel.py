@@ -25,16 +25,22 @@ class Block:
     """A named table of inputs and the length of the window that is cut from it.
 
     Args:
-        values: ``[r+1, f]`` float32; NaN means unknown; the last row is all NaN and stands for every absent row.
+        values: ``[r+1, f]`` float32; NaN means unknown; the last row is all NaN and stands for every absent row. With several bars
+            a row holds them one after the other, ``[r+1, bars * f]``.
         window: number of days ``l`` in one window; 1 gives ``[n, 1, f]``.
-        columns: the ``f`` names.
+        columns: the ``f`` names; with several bars ``a@1, b@1, a@2, b@2, ...`` (any text behind the last ``@``, the same for a bar).
         transform: optional function on one gathered day, ``[n, l, f] -> [n, ...]`` (a named function, so that it pickles).
+        bars: bars of a day: windows come out as ``[n, l * bars, f]``, oldest bar first.
+
+    Raises:
+        ShapeError, DataError, ConfigError: values, names, window and bars that do not fit each other.
     """
 
     values: np.ndarray
     window: int
     columns: list[str]
     transform: Callable[[torch.Tensor], torch.Tensor] | None = None
+    bars: int = 1
 
     def __post_init__(self):
         if self.values.ndim != 2 or self.values.shape[1] != len(self.columns):
@@ -44,6 +50,39 @@ class Block:
             raise ConfigError(f"window must be at least 1 day, got {self.window}")
         if len(self.values) == 0 or not np.isnan(self.values[-1]).all():
             raise DataError("the last row of a block must be all NaN: it stands for every absent row")
+        self.features  # noqa: B018  (it refuses names that are not in order of bars)
+
+    @property
+    def features(self) -> list[str]:
+        """Names of what one step of a window shows."""
+        return bar_features(self.columns, self.bars)
+
+    @property
+    def steps(self) -> int:
+        """Steps of a window: days times bars."""
+        return self.window * self.bars
+
+
+def bar_features(columns: list[str], bars: int) -> list[str]:
+    """The feature names of columns that hold `bars` bars one after the other, each with the same features in the same order.
+
+    Raises:
+        ConfigError: bars that is no whole number above 0, or columns that are not so.
+    """
+    if type(bars) is not int or bars < 1:
+        raise ConfigError(f"bars={bars!r} must be a whole number of bars a day, at least 1")
+    if bars == 1:
+        return list(columns)
+    names = [str(column).rpartition("@") for column in columns]
+    width = len(names) // bars
+    day = [names[k * width:(k + 1) * width] for k in range(bars)]
+    features = [name for name, _, _ in day[0]]
+    labels = [{label for _, _, label in bar} for bar in day]
+    alike = all([name for name, _, _ in bar] == features for bar in day) and all(len(one) == 1 for one in labels)
+    if not width or len(names) != bars * width or not alike or len(set.union(*labels)) != bars or "" in features:
+        raise ConfigError(f"{len(columns)} columns ({list(columns)[:3]} ...) are not {bars} bars of the same features one after the other, "
+                          "named a@1, b@1, a@2, b@2 ...: give the bars that the loader makes")
+    return features
 
 
 @dataclass
@@ -127,12 +166,27 @@ class Panel:
             segment = self.segments[segment]
         return replace(self, span=tuple(segment), training=training)
 
+    def of(self, names: str | list[str] | None) -> "Panel":
+        """A view with some of the blocks, in the order named; shares every array. None: all of them.
+
+        Raises:
+            ConfigError: a block that is not there.
+        """
+        if names is None:
+            return self
+        names = [names] if isinstance(names, str) else list(names)
+        absent = [name for name in names if name not in self.blocks]
+        if absent or not names:
+            raise ConfigError(f"block {absent or names} is not in this panel; it has {sorted(self.blocks)}: give the dataset aux_windows, "
+                              "or name one of these")
+        return replace(self, blocks={name: self.blocks[name] for name in names})
+
     @property
     def n_features(self) -> int:
         """Number of features of the only block (ConfigError with several)."""
         if len(self.blocks) != 1:
-            raise ConfigError(f"this panel has the blocks {sorted(self.blocks)}: ask for one by name")
-        return next(iter(self.blocks.values())).values.shape[1]
+            raise ConfigError(f"this panel has the blocks {sorted(self.blocks)}: ask for one by name (block: ... of the model)")
+        return len(next(iter(self.blocks.values())).features)
 
     def stocks(self, day: int) -> np.ndarray:
         """Positions ``[n]`` of the stocks scored on a day: in the universe, with a row; unlabelled ones included."""
@@ -191,7 +245,7 @@ class Panel:
                   *self.stock_aux.values(), *(block.values[::len(block.values) // 50_000 + 1] for block in self.blocks.values())]
         for array in arrays:
             digest.update(np.ascontiguousarray(array).view(np.uint8))
-        windows = [f"{name}:{block.window}" for name, block in self.blocks.items()]
+        windows = [f"{name}:{block.window}" + f"x{block.bars}" * (block.bars > 1) for name, block in self.blocks.items()]
         digest.update("|".join([str(self.days[0]), str(self.days[-1]), self.missing_rows, *windows, *self.instruments]).encode())
         return digest.hexdigest()
 

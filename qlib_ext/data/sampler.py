@@ -15,7 +15,8 @@ from qlib_ext.errors import DataError
 class Batch:
     """One trading day.
 
-    ``x`` ``[n, l, f]`` (or a dict of blocks when the panel has several), ``y`` ``[n, h]`` labels for the loss (NaN = none),
+    ``x`` ``[n, l, f]`` (or a dict of blocks when the panel has several; l counts days times bars), ``y`` ``[n, h]`` labels for the loss
+    (NaN = none),
     ``mask`` ``[n, h]`` bool = finite label, ``y_raw`` ``[n, h]`` raw labels, ``day`` position, ``date`` datetime64[D],
     ``stocks`` ``[n]`` positions in the panel's instruments, ``aux`` name -> ``[m]`` (per day) or ``[n, k]`` (per stock).
     Stocks without a label stay in it. ``columns`` names the columns of aux entries, where the panel knows them.
@@ -81,7 +82,7 @@ class DaySampler:
         block = self.panel.blocks[name]
         index = torch.from_numpy(np.ascontiguousarray(self.panel.window_rows(day, stocks, block.window))).to(self.device)
         x = self._values[name].index_select(0, index.reshape(-1)).float()
-        x = x.reshape(len(stocks), block.window, -1)
+        x = x.reshape(len(stocks), block.steps, -1)                                     # bars of a day follow each other
         return block.transform(x) if block.transform else x
 
 

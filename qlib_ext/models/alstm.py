@@ -95,7 +95,7 @@ class ALSTM(TorchModel):
                 raise ConfigError(f"{type(self).__name__} with style_input: {placement} needs style exposures: use the dataset's aux: "
                                   f"{{style: {{class: StyleLoader, module_path: qlib_ext.data.style_loader}}}}{more}")
             k = given["style"].shape[1] if placement == "head" else len(given["style"].columns)
-        return {"d_feat": len(panel.blocks["stock"].columns), "d_style": k}
+        return {"d_feat": panel.of("stock").n_features, "d_style": k}
 
 
 class MetaRiskControl(ALSTM):

@@ -21,7 +21,6 @@ from qlib_ext.errors import ConfigError, DataError, NotFittedError, ShapeError
 from qlib_ext.models.keeping import active_recorder, epoch_logger, keep_online, kept_folder, read_checkpoint, save_card, write_aside
 from qlib_ext.training.loss import make_loss
 from qlib_ext.training.protocol import make_rule
-from qlib_ext.training.rule import one_score
 from qlib_ext.training.trainer import History, Trainer, pick_device
 
 try:
@@ -59,6 +58,8 @@ class TorchModel(Model):
             (= ``supervised``), ``rolling_retrain``, ``incremental``, ``maml``, ``doubleadapt``.
         trainer: options of `qlib_ext.training.trainer.Trainer`.
         checkpoint: weights to start from; with ``trainer: {epochs: 0}`` they are used as they are.
+        block: name of the dataset's block that it reads, or a list of names; only these are gathered. None: all there are. ``stock`` are
+            the handler's features, the others have the names of `aux_windows`.
         online_state: file that `save_online` wrote, e.g. ``online_state.pt`` of an earlier run's recorder: nothing is fitted, the online
             phase goes on from there (`load_online`).
 
@@ -74,14 +75,17 @@ class TorchModel(Model):
     net_class: type[torch.nn.Module]
 
     def __init__(self, net_options: dict, loss="mse", rule="supervised", trainer: dict | None = None,
-                 checkpoint: str | None = None, online_state: str | None = None, **unknown):
+                 checkpoint: str | None = None, online_state: str | None = None, block: str | list[str] | None = None, **unknown):
         super().__init__()
         if unknown:
             own = [set(inspect.signature(kind.__init__).parameters) for kind in type(self).__mro__ if issubclass(kind, TorchModel)]
             valid = set().union(*own) - {"self", "net_options", "options", "unknown"}
             raise ConfigError(f"{type(self).__name__} does not take {sorted(unknown)}; valid keywords: {sorted(valid)}")
         self.net_options = dict(net_options)
-        self.options = {"loss": loss, "rule": rule, "trainer": dict(trainer or {}), "checkpoint": checkpoint, "online_state": online_state}
+        if not (block is None or isinstance(block, str) or (isinstance(block, list) and block and len(set(block)) == len(block))):
+            raise ConfigError(f"block={block!r}: give the name of a block of the dataset, or a list of different names")
+        self.options = {"loss": loss, "rule": rule, "trainer": dict(trainer or {}), "checkpoint": checkpoint, "online_state": online_state,
+                        "block": block}
         check_keywords(f"{type(self).__name__}'s trainer", self.options["trainer"], Trainer.__init__)
         self.trainer = Trainer(**self.options["trainer"])
         self.rule = make_rule(rule, make_loss(loss))
@@ -147,6 +151,7 @@ class TorchModel(Model):
         """`fit` on a panel (see there)."""
         if self.options["online_state"]:
             return self.load_online(self.options["online_state"], panel)
+        panel = panel.of(self.options["block"])
         if "train" not in panel.segments:
             raise ConfigError(f"no segment 'train' in {sorted(panel.segments)}")
         started = time.perf_counter()
@@ -214,16 +219,17 @@ class TorchModel(Model):
         """
         if not hasattr(self, "net_"):
             raise NotFittedError(f"{type(self).__name__} has no weights yet: call fit, or load a saved model")
+        panel = panel.of(self.options["block"])
         self.check_sizes("in memory", self.sizes_, self.sizes(panel))
         device = pick_device(self.trainer.device_name)
-        net, column = self.net_.to(device), getattr(self.rule.loss, "horizon", None)
+        net = self.net_.to(device)
         self.rule.to(device)
         days, stocks, scores = [], [], []
         try:
             for batch, output in self.rule.predict(net, DaySampler(panel, device)):
                 days.append(np.full(len(batch.stocks), batch.day))
                 stocks.append(batch.stocks)
-                scores.append((one_score(output, column) if self.rule.loss.scores else output).cpu().numpy())
+                scores.append((self.rule.loss.score(output) if self.rule.loss.scores else output).cpu().numpy())
         finally:
             self.net_ = net.cpu()
             self.rule.to(torch.device("cpu"))
@@ -309,6 +315,7 @@ class TorchModel(Model):
         """
         if not hasattr(self.rule, "continue_from"):
             raise ConfigError(f"rule {self.options['rule']!r} has no online state: choose incremental, maml or doubleadapt")
+        panel = panel.of(self.options["block"])
         stored = read_checkpoint(path)
         if not {"made_by", "sizes", "begun"} <= set(stored):
             raise DataError(f"{path} was not written by save_online")
@@ -342,7 +349,8 @@ def _facts_of(panel: Panel) -> dict:
     """Columns and settings of a panel that its days do not change."""
     settings = {name: value for name, value in panel.meta.items() if name not in ("store", "loaded")}
     return {"columns": {name: list(block.columns) for name, block in panel.blocks.items()},
-            "windows": {name: block.window for name, block in panel.blocks.items()}, "missing_rows": panel.missing_rows, **settings}
+            "windows": {name: block.window if block.bars == 1 else [block.window, block.bars] for name, block in panel.blocks.items()},
+            "missing_rows": panel.missing_rows, **settings}
 
 
 def _source(kind: type) -> str:

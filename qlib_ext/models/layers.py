@@ -151,3 +151,53 @@ class TemporalPooling(nn.Module):
         h = self.linear(z)
         weight = torch.softmax((h @ h[:, -1, :, None]).squeeze(-1), dim=1)
         return (weight[:, None, :] @ z).squeeze(1)
+
+
+class AdditivePooling(nn.Module):
+    """Attention over l: ``a = softmax_l(v' tanh(W h_l + U q))``, ``c = sum_l a_l h_l``; ``[n, l, h] (and q [n, h]) -> [n, h]``.
+
+    Args:
+        width: h.
+        hidden: length of v.
+        query: whether there is a q; without one the weights depend on h_l alone.
+    """
+
+    def __init__(self, width: int, hidden: int, query: bool = False):
+        super().__init__()
+        self.state = nn.Linear(width, hidden, bias=False)
+        self.query = nn.Linear(width, hidden, bias=False) if query else None
+        self.weigh = nn.Linear(hidden, 1, bias=False)
+
+    def forward(self, h: torch.Tensor, q: torch.Tensor | None = None) -> torch.Tensor:
+        seen = self.state(h) if self.query is None else self.state(h) + self.query(q)[:, None]
+        weight = torch.softmax(self.weigh(torch.tanh(seen)), dim=1)                                 # [n, l, 1]
+        return (weight * h).sum(dim=1)
+
+
+class StockNorm(nn.BatchNorm1d):
+    """Batch normalisation over the stocks of a day, ``[n, h] -> [n, h]``; its running statistics are used where a day has one stock.
+
+    In evaluation they always are: a score then does not depend on which other stocks are scored.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.training and len(x) < 2:
+            return functional.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        return super().forward(x)
+
+
+class ScoreHead(nn.Module):
+    """NN(units): ``s = ELU(W1 r + b1)``, ``score = w2' norm(s) + b2``; ``[n, h] -> [n, 1]``.
+
+    Args:
+        width: h. units: length of s. batch_norm: whether s is normalised (`StockNorm`). dropout: on r.
+    """
+
+    def __init__(self, width: int, units: int, batch_norm: bool = False, dropout: float = 0.0):
+        super().__init__()
+        self.dropout, self.hidden = Dropout(dropout), nn.Linear(width, units)
+        self.norm = StockNorm(units) if batch_norm else nn.Identity()
+        self.out = nn.Linear(units, 1)
+
+    def forward(self, r: torch.Tensor) -> torch.Tensor:
+        return self.out(self.norm(functional.elu(self.hidden(self.dropout(r)))))

@@ -148,6 +148,9 @@ class Runs:
         if not found and task is not None:
             handler = ((pd.read_pickle(task).get("dataset") or {}).get("kwargs") or {}).get("handler")
             found = (handler.get("kwargs") or {}).get("label") if isinstance(handler, dict) else None
+            if isinstance(found, dict):
+                from qlib_ext.data.handler import label_fields
+                found = label_fields(**found)
         while isinstance(found, (list, tuple)) and found:  # [[expressions], [names]], [expressions], or one
             found = found[0]
         return found if isinstance(found, str) else None

@@ -26,7 +26,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from qlib_ext.errors import ConfigError, ShapeError
-from qlib_ext.training.measure import VARIANCE_FLOOR, Loss, pearson, rank_average, rank_fraction, soft_rank
+from qlib_ext.training.measure import MIN_LABELLED, VARIANCE_FLOOR, Loss, pearson, rank_average, rank_fraction, soft_rank
 from qlib_ext.training.style_loss import StyleIC
 
 
@@ -124,6 +124,40 @@ class IC(Loss):
 
     def day_loss(self, prediction: Tensor, label: Tensor) -> Tensor:
         return -pearson(prediction, label)
+
+
+class FactorIC(Loss):
+    """Negative Pearson correlation of each factor of the day with the label, the mean over factors.
+
+    The output is `[n, m]`, m factors for any number of labels; several labels: the mean over those learnt that have two labelled
+    stocks. The score is the mean of the factors. For factors that are orthogonal to each other (`OrthogonalHead`): others would all
+    learn the same.
+    """
+
+    name = "factor_ic"
+
+    def columns(self, output: Tensor, label: Tensor, mask: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+        said = f"loss {self.name!r}: output {tuple(output.shape)}, label {tuple(label.shape)}, mask {tuple(mask.shape)}"
+        if output.dim() != 2 or label.dim() != 2 or mask.shape != label.shape or len(output) != len(label) or mask.dtype != torch.bool:
+            raise ShapeError(f"{said}: output must be factors [n, m], label [n, h] and mask a bool [n, h]")
+        if self.horizon is not None and self.horizon >= label.shape[1]:
+            raise ShapeError(f"{said}: horizon {self.horizon} is not among the {label.shape[1]} label column(s)")
+        one = slice(None) if self.horizon is None else slice(self.horizon, self.horizon + 1)
+        return output, label[:, one], mask[:, one]
+
+    def __call__(self, output: Tensor, batch: Any, earlier: Optional[Tuple[Tensor, Any]] = None) -> Tensor:
+        output, label, mask = self.columns(output, batch.y, batch.mask)
+        output = output.float() if output.dtype in (torch.float16, torch.bfloat16) else output
+        parts = []
+        for column in range(label.shape[1]):
+            chosen = torch.nonzero(mask[:, column]).squeeze(1)
+            if len(chosen) >= MIN_LABELLED:
+                factors, y = output.index_select(0, chosen), label[:, column].index_select(0, chosen)
+                parts.append(-torch.stack([pearson(factor, y.to(factor.dtype)) for factor in factors.unbind(dim=1)]).mean())
+        return torch.stack(parts).mean() if parts else output[:0].sum()
+
+    def score(self, output: Tensor) -> Tensor:
+        return output.mean(dim=1)
 
 
 class RankIC(Loss):
@@ -238,7 +272,7 @@ class ExplainedVariance(Loss):
         return torch.linalg.cholesky(squared + self.ridge * count[..., None, None] * eye)
 
 
-LOSSES = {kind.name: kind for kind in (MSE, WeightedMSE, IC, RankIC, CCC, Huber, ExplainedVariance, StyleIC)}
+LOSSES = {kind.name: kind for kind in (MSE, WeightedMSE, IC, RankIC, CCC, Huber, FactorIC, ExplainedVariance, StyleIC)}
 """The losses a configuration can name."""
 
 

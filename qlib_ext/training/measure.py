@@ -106,7 +106,7 @@ class Loss:
         Raises:
             ShapeError: when the shapes do not fit, or `output [n]` meets several horizons and no `horizon` was chosen.
         """
-        output, label, mask = self._columns(output, batch.y, batch.mask)
+        output, label, mask = self.columns(output, batch.y, batch.mask)
         if output.dtype in (torch.float16, torch.bfloat16):
             output = output.float()
         parts = []
@@ -119,7 +119,7 @@ class Loss:
             return output[:0].sum()
         return parts[0] if len(parts) == 1 else torch.stack(parts).mean()
 
-    def _columns(self, output: Tensor, label: Tensor, mask: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
+    def columns(self, output: Tensor, label: Tensor, mask: Tensor) -> Tuple[Tensor, Tensor, Tensor]:
         """Bring output, label and mask to one shape `[n, columns]`, or say why they do not fit."""
         said = f"loss {self.name!r}: output {tuple(output.shape)}, label {tuple(label.shape)}, mask {tuple(mask.shape)}"
         if label.dim() != 2 or mask.shape != label.shape or mask.dtype != torch.bool:
@@ -139,6 +139,12 @@ class Loss:
         if output.shape[1] not in (1, label.shape[1]):
             raise ShapeError(f"{said}: with `horizon` the output must have 1 or {label.shape[1]} columns")
         return (output if output.shape[1] == 1 else output[:, one]), label[:, one], mask[:, one]
+
+    def score(self, output: Tensor) -> Tensor:
+        """One number a stock `[n]` from an output `[n]` or `[n, h]`: the horizon that is learnt, or the mean of all that are."""
+        if output.dim() == 1:
+            return output
+        return output[:, self.horizon] if self.horizon is not None and output.shape[1] > 1 else output.mean(dim=1)
 
     def _positive(self, zero: bool = False, **values: float) -> None:
         for key, value in values.items():

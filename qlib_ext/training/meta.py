@@ -308,7 +308,7 @@ class DoubleAdaptRule(MAMLRule):
             if len(panel.blocks) > 1 and STOCK not in panel.blocks:
                 raise ConfigError(f"rule {self.name!r} adapts the block {STOCK!r}, the panel has {sorted(panel.blocks)}: name it so")
             block = panel.blocks[STOCK] if STOCK in panel.blocks else next(iter(panel.blocks.values()))
-            self._build({"columns": list(block.columns), "window": block.window})
+            self._build({"columns": block.features, "window": block.steps})
 
     def _build(self, shape: dict) -> None:
         """Adapters for the columns and the window length of a panel."""

@@ -142,6 +142,8 @@ def day_loss(loss, sampler: DaySampler, day: int, output_of: Callable[[Batch], t
 def forward(net: torch.nn.Module, batch: Batch, weights: dict[str, torch.Tensor] | None = None) -> torch.Tensor:
     """The network on one day: NaN inputs become 0 (the median after robust scaling), aux entries the network names are passed.
 
+    A network with an attribute `aux_unknown` gets its aux entries with their NaN.
+
     Args:
         weights: parameters by name that stand in for the network's own.
 
@@ -158,7 +160,8 @@ def forward(net: torch.nn.Module, batch: Batch, weights: dict[str, torch.Tensor]
         raise ConfigError(f"{type(net).__name__} needs aux {missing}, the dataset gives {sorted(batch.aux)}: "
                           "name it under the dataset's `aux:`")
     call = net if weights is None else partial(_with_weights, net, weights)
-    output = call(fill(batch.x), **{name: fill(batch.aux[name]) for name in wanted})
+    shown = (lambda value: value) if getattr(net, "aux_unknown", False) else fill
+    output = call(fill(batch.x), **{name: shown(batch.aux[name]) for name in wanted})
     if output.shape[:1] != (len(batch.stocks),):
         raise ShapeError(f"{type(net).__name__} returned {tuple(output.shape)} for {len(batch.stocks)} stocks")
     return output
@@ -176,13 +179,6 @@ def on_cpu(state):
     if isinstance(state, dict):
         return type(state)((key, on_cpu(value)) for key, value in state.items())
     return [on_cpu(value) for value in state] if isinstance(state, list) else state
-
-
-def one_score(output: torch.Tensor, horizon: int | None) -> torch.Tensor:
-    """One number a stock ``[n]`` from an output ``[n]`` or ``[n, h]``: the horizon the loss learns, or the mean of all it learns."""
-    if output.ndim == 1:
-        return output
-    return output[:, horizon] if horizon is not None and output.shape[1] > 1 else output.mean(dim=1)
 
 
 def _with_weights(net, weights, x, **aux):

@@ -109,7 +109,7 @@ class StyleIC(Loss):
 
     def _learnt(self, output: Tensor, batch: Any, labelled: Tensor) -> List[Tensor]:
         """Columns of an output that are learnt on the day whose labels are `labelled [n, h]`."""
-        columns, _, _ = self._columns(output, batch.y, batch.mask)
+        columns, _, _ = self.columns(output, batch.y, batch.mask)
         enough = labelled.sum(dim=0) >= MIN_LABELLED
         enough = enough if self.horizon is None else enough[self.horizon:self.horizon + 1]
         columns = columns.float() if columns.dtype in (torch.float16, torch.bfloat16) else columns

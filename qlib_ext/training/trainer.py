@@ -18,7 +18,7 @@ from qlib_ext.data.panel import Panel
 from qlib_ext.data.sampler import DaySampler, epoch_order
 from qlib_ext.errors import ConfigError, DataError
 from qlib_ext.report.metrics import ic, rank_ic
-from qlib_ext.training.rule import Rule, on_cpu, one_score, trainable
+from qlib_ext.training.rule import Rule, on_cpu, trainable
 
 METRICS = {"rank_ic": 1.0, "ic": 1.0, "loss": -1.0}
 
@@ -258,7 +258,7 @@ def evaluate(net: torch.nn.Module, rule: Rule, sampler: DaySampler) -> dict[str,
             losses.append(float(rule.loss(output, batch, earlier)))
         if not rule.loss.scores:
             continue
-        score = one_score(output, horizon).cpu().double().numpy()
+        score = rule.loss.score(output).cpu().double().numpy()
         raw = batch.y_raw.cpu().double().numpy()
         for column in range(raw.shape[1]) if horizon is None else (horizon,):
             ics.append(ic(score, raw[:, column]))

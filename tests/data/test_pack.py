@@ -211,10 +211,9 @@ def test_refusals(tmp_path):
 
 
 def test_a_later_format_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(pack, "FORMAT", 2)
     pack_panel(small_panel(), tmp_path / "p")
-    monkeypatch.undo()
-    with pytest.raises(DataError, match="format 2.*reads 1"):
+    monkeypatch.setattr(pack, "FORMATS", (0,))
+    with pytest.raises(DataError, match=r"format 1.*reads \(0,\)"):
         load_panel(tmp_path / "p")
 
 
