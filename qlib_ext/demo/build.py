@@ -12,6 +12,7 @@ from qlib_ext.demo.tables import write_tables
 from qlib_ext.demo.truth import STATEMENT, truth_summary, truth_table
 from qlib_ext.errors import DataError
 from qlib_ext.store import read_metadata
+from qlib_ext.store.metadata import own_fingerprint
 
 logger = logging.getLogger("qlib_ext.demo")
 
@@ -79,7 +80,7 @@ def read_truth(out: str | Path) -> dict | None:
         metadata = read_metadata(out)
     except (ValueError, DataError):
         return None
-    belongs = isinstance(summary, dict) and metadata is not None and summary.get("store_fingerprint") == metadata["fingerprint"]
+    belongs = isinstance(summary, dict) and metadata is not None and summary.get("store_fingerprint") == own_fingerprint(metadata)
     return summary if belongs else None
 
 

@@ -8,10 +8,11 @@ STREAMS = {
     for number, name in enumerate(
         ("stock", "pressure", "attention", "market_state", "market", "industry", "noise", "volatility", "bar", "volume", "event")
         + ("spell", "jump", "burst", "group", "premium", "value", "interest", "report", "announcement", "etf")
+        + ("shape", "minute", "tick")
     )
 }
 
 
-def stream(seed: int, name: str) -> np.random.Generator:
-    """Generator of one component."""
-    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(STREAMS[name],)))
+def stream(seed: int, name: str, *keys: int) -> np.random.Generator:
+    """Generator of one component; `keys` (0 or above) name a part of it with draws of its own, such as one stock on one day."""
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(STREAMS[name], *keys)))
