@@ -459,5 +459,7 @@ def test_the_label_is_read_from_the_card_or_the_task(seeds):
     for label in ([["Ref($close,-2)/$close-1", "other"], ["A", "B"]], ["Ref($close,-2)/$close-1"], "Ref($close,-2)/$close-1"):
         task = {"dataset": {"kwargs": {"handler": {"kwargs": {"label": label}}}}}
         assert runs.label_expression(runs.named(add_run(client, folder, place, task=task))) == "Ref($close,-2)/$close-1"
+    mapped = {"dataset": {"kwargs": {"handler": {"kwargs": {"label": {"price": "vwap", "horizons": [5, 10]}}}}}}
+    assert runs.label_expression(runs.named(add_run(client, folder, place, task=mapped))) == "Ref($vwap, -6) / Ref($vwap, -1) - 1"
     assert runs.label_expression(runs.named(add_run(client, folder, place, task={"dataset": {}}))) is None
     assert runs.label_expression(runs.named(made["net"][0])) == LABELLED["panel"]["label"][0]
