@@ -270,6 +270,7 @@ class _Checker:
         place = "task.dataset.kwargs"
         segments = data.read_segments(self.add, f"{place}.segments", dataset.get("segments"), self.store)
         handler = self._handler(place)
+        self._at_store()
         codes = self._universes(segments)
         data.check_market_states(self.add, self.warn, self.built, self.store)
         data.check_winner_styles(self.add, self.warn, self.built, self.store, segments)
@@ -287,6 +288,16 @@ class _Checker:
                 check_portfolio(self.add, self.warn, f"{node.where}.kwargs.config", config, self.store, codes,
                                 node.kwargs.get("engine", "qlib"))
         self._embargo(handler, dataset, segments, place)
+
+    def _at_store(self) -> None:
+        """Parts whose columns are in the store, or beside it, take them from there."""
+        for where, part in list(self.built.items()):
+            try:
+                getattr(part, "at_store", lambda store: None)(self.store.path)
+            except ExtError as error:
+                text, _, advice = str(error).partition(": ")
+                self.add(f"{where}.kwargs", text, advice)
+                del self.built[where]
 
     def _handler(self, place: str):
         """The handler, built without loading; None where that failed. Processors with faults of their own are left out."""

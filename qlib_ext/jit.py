@@ -9,7 +9,7 @@ from typing import Callable, Sequence
 from numba import njit
 
 FORMULAS = ("jit.py", "factors/rolling.py", "factors/alpha158.py")
-KERNELS = (*FORMULAS, "data/columns.py", "data/cache.py", "risk/weighted.py", "risk/regression.py",
+KERNELS = (*FORMULAS, "factors/intraday_bars.py", "data/columns.py", "data/cache.py", "risk/weighted.py", "risk/regression.py",
            "portfolio/engine.py")
 """All files with compiled functions; a function may call those of another file."""
 

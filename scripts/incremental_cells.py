@@ -27,8 +27,11 @@ STEP = 60
 
 
 # ---- the panel ----------------------------------------------------------------------------------------------------------------
-def shipped_panel(workflow: Path, store: str, cache: str | Path) -> Panel:
+def shipped_panel(workflow: Path, store: str, cache: str | Path, change: Callable[[dict], None] | None = None) -> Panel:
     """The panel of a workflow's dataset on a store, from the pack in `cache` if that was made of both as they are now.
+
+    Args:
+        change: what is done to the configuration of the dataset first.
 
     Raises:
         DataError: the pack says that it is of another store.
@@ -37,6 +40,8 @@ def shipped_panel(workflow: Path, store: str, cache: str | Path) -> Panel:
 
     os.environ["QLIB_DATA"] = str(store)
     dataset, print_of_store = load_workflow(workflow)["task"]["dataset"], fingerprint(store)
+    if change is not None:
+        change(dataset)
     pack = Path(cache, f"{Path(store).name}-{workflow.stem}-{digest([dataset, print_of_store])}.npz")
     started = time.perf_counter()
     if not pack.is_file():

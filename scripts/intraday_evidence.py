@@ -5,7 +5,9 @@
     $run --task-length 40 --jumps                         # walk forward, on a store of `intraday_market.py`
     $run --report
 
-STORE has its intraday folder beside it, and `build-intraday --blocks day 60 30` has been run. A cell is one variant with one seed, fitted
+STORE has its intraday folder beside it, and `build-intraday --blocks 60 30` has been run; the dates are those of the workflow and its
+variables (QLIB_EXT_TRAIN and others). `--bare` is for a store that knows nothing but bars: inputs are not neutralised, and labels that
+reach across a jump which no price limit allows are left out. A cell is one variant with one seed, fitted
 on the panel of the system's workflow; it scores the test segment and leaves its scores (Parquet) and a line of JSON in OUT. Finished
 cells are skipped. With `--task-length` a network is trained anew every so many days of the test segment. `--report` makes tables (text,
 CSV, figures.json); for multi_granularity with `members`, the mean of the z-scores of the single granularities of a seed.
@@ -79,8 +81,14 @@ def section(system: str, variant: str, ablate: str, blocks: dict[str, str], trai
 
 
 def granularities(panel: Panel) -> dict[str, str]:
-    """Names of the panel's blocks by bars a day: day, 60, 30 ..."""
-    return {"day" if block.bars == 1 else str(240 // block.bars): name for name, block in panel.blocks.items() if name != "stock"}
+    """Names of the panel's blocks by their bars: day, 60, 30 ..."""
+    return {"day" if block.bars == 1 else str(240 // block.bars): name for name, block in panel.blocks.items()}
+
+
+def not_neutralised(dataset: dict) -> None:
+    """Takes the processors that need industries and caps out of a dataset's configuration."""
+    options = dataset["kwargs"]["handler"]["kwargs"]
+    options["infer_processors"] = [one for one in options["infer_processors"] if one["class"] != "CSNeutralize"]
 
 
 def without_jumps(panel: Panel, store: str) -> Panel:
@@ -115,9 +123,9 @@ def trained_as(model: dict) -> dict:
 def run(options) -> None:
     """Every variant with every seed, one seed of all before the next."""
     from qlib_ext.workflow import load_workflow
-    workflow = WORKFLOWS / f"{options.workflow or options.system}.yaml"
-    panel = shipped_panel(workflow, options.store, options.cache)
-    if options.jumps:
+    workflow = WORKFLOWS / f"{options.system}_all.yaml"
+    panel = shipped_panel(workflow, options.store, options.cache, not_neutralised if options.bare else None)
+    if options.bare:
         panel = without_jumps(panel, options.store)
     import torch
     torch.set_num_threads(options.threads)
@@ -161,7 +169,6 @@ def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--system", choices=list(SYSTEMS), help="whose variants")
-    parser.add_argument("--workflow", help="workflow whose dataset and trainer are used (default: the system's)")
     parser.add_argument("--out", required=True, help="folder of the cells of one store")
     parser.add_argument("--store", default=os.environ.get("QLIB_DATA"), help="default QLIB_DATA")
     parser.add_argument("--cache", help="folder of packed panels")
@@ -169,7 +176,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--ablate", default="60", choices=MEMBERS, help="granularity that the ablations of AGRU use")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--task-length", type=int, help="train anew every so many test days")
-    parser.add_argument("--jumps", action="store_true", help="leave out labels across jumps that no price limit allows")
+    parser.add_argument("--bare", action="store_true", help="the store has bars alone: no neutralised inputs, no labels across jumps")
     parser.add_argument("--threads", type=int, default=1)
     for name, kind in dict(zip(TRAINER, (int, int, int, float))).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=kind)

@@ -16,16 +16,21 @@ from qlib_ext.check import check_workflow, examine_workflow
 from qlib_ext.models.master import MASTERNet
 from qlib_ext.models.master import _PUBLISHED as PUBLISHED
 from qlib_ext.report.compare import Runs, compare
+from qlib_ext.report.saved import Artefacts
+from qlib_ext.store.metadata import METADATA_FILE, READABLE_FORMATS
 from qlib_ext.store.snapshots import SnapshotStore
 from qlib_ext.workflow import load_workflow
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKFLOWS = sorted(path for path in (ROOT / "workflows").glob("*.yaml") if not path.name.startswith("_"))
-APART = ("deep_risk", "decomp_gru_top200", "decomp_gru_etf")
+AI = [f"ai_enhanced_{index}_{kind}" for index in ("csi500", "csi1000") for kind in ("wide", "strict")]
+INTRADAY = ("gru_nn_all", "res_attn_lstm_all", "multi_granularity_all", "hf_factors_all", *AI)
+APART = ("deep_risk", "decomp_gru_top200", "decomp_gru_etf", *INTRADAY)
 PORTFOLIOS = [path for path in WORKFLOWS if path.stem not in APART]     # those that trade against one index
 SIZES = ("QLIB_EXT_D_MODEL", "QLIB_EXT_EPOCHS", "QLIB_EXT_LR", "QLIB_EXT_PATIENCE", "QLIB_EXT_DROPOUT", "QLIB_EXT_DAYS_PER_EPOCH",
          "QLIB_EXT_SEED", "QLIB_EXT_SEEDS", "QLIB_EXT_HIDDEN", "QLIB_EXT_WINDOW", "QLIB_EXT_DEVICE", "QLIB_EXT_HOME",
-         "QLIB_EXT_PRETRAIN_EPOCHS", "QLIB_DATA")
+         "QLIB_EXT_PRETRAIN_EPOCHS", "QLIB_DATA", *(f"QLIB_EXT_{name}" for name in ("START", "TRAIN", "VALID", "TEST", "BACKTEST", "LABELS",
+                                                                                    "BLOCKS", "INTRADAY", "FACTORS", "RULE")))
 STOCKS, INDICES = 30, ("SH000300", "SH000905", "SH000852")
 ETFS = ("SH512001", "SH512002", "SZ159003")
 
@@ -88,6 +93,31 @@ def published(tmp_path_factory):
     return {"QLIB_EXT_MASTER_CHECKPOINT": checkpoint, "QLIB_EXT_MASTER_MARKET": columns}
 
 
+@pytest.fixture(scope="session")
+def intraday_market(market, tmp_path_factory):
+    """The market again, with industries, market values, intraday fields and blocks of bars, all of them noise."""
+    root = tmp_path_factory.mktemp("intraday") / "store"
+    shutil.copytree(market, root, copy_function=os.link)
+    draw, days = np.random.default_rng(1), (root / "calendars" / "day.txt").read_text().split()
+    inputs, factors = ["hi_intraday_return", "hi_skew"], ["hf_skew_1d", "hf_skew", "hf_skew_orth"]
+    for number in range(STOCKS):
+        fields = {**{name: 0.01 * draw.normal(size=len(days)) for name in inputs + factors}, "industry": np.full(len(days), number % 2),
+                  "float_cap": np.exp(draw.normal(23, 1, len(days)))}
+        for field, values in fields.items():
+            np.r_[0.0, values].astype("<f4").tofile(root / "features" / f"sh60{number:04d}" / f"{field}.day.bin")
+    about = {"format": READABLE_FORMATS[-1], "fingerprint": "noise", "history": [], "intraday": {"fields": inputs + factors}}
+    (root / METADATA_FILE).write_text(json.dumps(about))
+    for minutes in (60, 30):
+        place = root.parent / "store.intraday" / "blocks" / f"{minutes}min-key"
+        names = [f"{name}@{bar}" for bar in range(1, 240 // minutes + 1) for name in ("return", "skew")]
+        for day in (day for day in days if day >= "2022-01-01"):
+            frame = pd.DataFrame(draw.normal(size=(STOCKS, len(names))), columns=names)
+            (place / f"date={day}").mkdir(parents=True)
+            frame.assign(instrument=[f"SH60{i:04d}" for i in range(STOCKS)]).to_parquet(place / f"date={day}" / "part.parquet")
+        (place / "about.json").write_text(json.dumps({"features": ["return", "skew"]}))
+    return root
+
+
 @pytest.fixture
 def environment(market, published, tmp_path, monkeypatch):
     """The variables a workflow reads: the store, a home in the temporary folder, no sizes, existing files for the anchor."""
@@ -110,12 +140,14 @@ def test_all_workflows_are_there():
              "rolling_lightgbm")
     for index in ("csi300", "csi500", "csi1000"):
         assert {f"{kind}_{index}" for kind in kinds} <= names
-    assert {"meta_master_all", "master_published_csi300", "ensemble_gru_csi300", "decomp_gru_top200", "decomp_gru_etf"} <= names
+    assert {"meta_master_all", "master_published_csi300", "ensemble_gru_csi300", "decomp_gru_top200", "decomp_gru_etf", *INTRADAY} <= names
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
-def test_every_workflow_resolves(path, environment, monkeypatch):
+def test_every_workflow_resolves(path, environment, request, monkeypatch):
     monkeypatch.chdir(environment)
+    if path.stem in INTRADAY:
+        monkeypatch.setenv("QLIB_DATA", str(request.getfixturevalue("intraday_market")))
     assert [str(fault) for fault in check_workflow(path)] == []
 
 
@@ -195,6 +227,62 @@ def test_the_rotation_takes_its_scores_from_the_model_of_all_stocks(environment,
     (bare / "instruments" / "etf.txt").unlink()
     found = [str(fault) for fault in examine_workflow(ROOT / "workflows" / "decomp_gru_etf.yaml", bare)[0]]
     assert len(found) == 4 and "no universe etf; ingest bars of ETFs" in found[0] and "no table etf_baskets" in found[1]
+
+
+@pytest.mark.parametrize("name", INTRADAY)
+def test_intraday_workflows_say_what_to_build(environment, name):
+    found = [str(fault) for fault in check_workflow(ROOT / "workflows" / f"{name}.yaml")]
+    assert any("run `python -m qlib_ext.store build-intraday" in fault for fault in found)
+
+
+def test_the_ai_portfolios_differ_in_index_and_constraints_alone(environment, monkeypatch):
+    """Their alpha is the 10-day half of the multi-granularity model, or all of it; scores are of all stocks."""
+    configs = {name: load_workflow(ROOT / "workflows" / f"{name}.yaml") for name in AI}
+    granular = load_workflow(ROOT / "workflows" / "multi_granularity_all.yaml")["task"]
+    members = granular["model"]["kwargs"]["members"]
+    assert list(members) == ["days_5", "days_10"] and granular["dataset"]["kwargs"]["handler"]["kwargs"]["label"]["horizons"] == [5, 10]
+    for kind in members.values():
+        models = {name: member["kwargs"]["model"]["kwargs"] for name, member in kind["kwargs"]["members"].items()}
+        assert {name: model["block"] for name, model in models.items()} == {name: name for name in ("stock", "m60", "m30")}
+    assert granular["dataset"]["kwargs"]["aux_windows"] == {"m60": {"window": 20}, "m30": {"window": 10}}
+    for name, config in configs.items():
+        task, (portfolio,) = config["task"], _portfolios(config["task"])
+        dataset, model = task["dataset"]["kwargs"], task["model"]["kwargs"]["members"]
+        assert dataset["universe"] == "all" and dataset["handler"]["kwargs"].pop("label") == {"price": "vwap", "horizons": [10]}
+        assert list(model) == ["days_10"] and config["experiment_name"] == name
+        ten = json.loads(json.dumps(members["days_10"]).replace('"horizon": 1', '"horizon": 0'))                # its label is the only one
+        assert model["days_10"] == ten
+        index, kind = name.split("_")[2:]
+        strategy, backtest = portfolio["config"]["strategy"]["kwargs"], portfolio["config"]["backtest"]
+        found = strategy.pop("index"), backtest.pop("benchmark"), strategy["optimizer"].pop("preset")
+        assert found == (index, BENCHMARK[index], f"ai_{kind}")
+        assert task == configs[AI[0]]["task"]
+    monkeypatch.setenv("QLIB_EXT_LABELS", "5 10")
+    half = load_workflow(ROOT / "workflows" / f"{AI[0]}.yaml")["task"]
+    assert half["model"] == granular["model"] and half["dataset"] == granular["dataset"]
+
+
+def test_dates_and_granularities_of_intraday_workflows_come_from_the_environment(environment, monkeypatch):
+    for name, value in {"TRAIN": "2018-03-01 2021-06-30", "VALID": "2021-07-01 2021-12-31", "TEST": "2022-01-01 2022-06-30",
+                        "START": "2018-01-02", "BLOCKS": "stock m15", "LABELS": "10 20", "BACKTEST": "2022-02-01 2022-05-31"}.items():
+        monkeypatch.setenv(f"QLIB_EXT_{name}", value)
+    for name in INTRADAY:
+        task = load_workflow(ROOT / "workflows" / f"{name}.yaml")["task"]
+        dataset = task["dataset"]["kwargs"]
+        assert {part: [str(day) for day in days] for part, days in dataset["segments"].items()} == {
+            "train": ["2018-03-01", "2021-06-30"], "valid": ["2021-07-01", "2021-12-31"], "test": ["2022-01-01", "2022-06-30"]}
+        handler = dataset["handler"]["kwargs"]
+        spans = ("start_time", "2018-01-02"), ("end_time", "2022-06-30"), ("fit_start_time", "2018-03-01"), ("fit_end_time", "2021-06-30")
+        assert all(str(handler[key]) == value for key, value in spans)
+        if "aux" in dataset:
+            assert list(dataset["aux"]) == ["m15"] and dataset["aux_windows"] == {"m15": {"window": 5}}
+            assert list(task["model"]["kwargs"]["members"]) == ["days_10", "days_20"] and handler["label"]["horizons"] == [10, 20]
+        if name in AI:
+            backtest = _portfolios(task)[0]["config"]["backtest"]
+            assert [str(backtest[key]) for key in ("start_time", "end_time")] == ["2022-02-01", "2022-05-31"]
+    monkeypatch.setenv("QLIB_EXT_BLOCKS", "stock")
+    dataset = load_workflow(ROOT / "workflows" / "multi_granularity_all.yaml")["task"]["dataset"]["kwargs"]
+    assert "aux" not in dataset and "aux_windows" not in dataset
 
 
 @pytest.mark.parametrize("index", ["csi300", "csi500", "csi1000"])
@@ -283,6 +371,19 @@ def test_retrained_and_averaged_models_run_to_their_end(environment, name, said,
     assert compare([loaded], min_pairs=STOCKS).loc[name, "days"] == 516 and loaded.score.notna().all() and said in done.stdout
     assert list(runs.members(run)) == members and runs.label_expression(run).startswith("Ref($close, -6)")
     assert not [file for kind in ("rolling", "ensembles", "fits") for file in (environment / "home" / kind).glob("*")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gru_nn_all", "res_attn_lstm_all", "hf_factors_all", "multi_granularity_all", "ai_enhanced_csi500_wide"])
+def test_intraday_workflows_run_to_their_end(environment, intraday_market, monkeypatch, name):
+    monkeypatch.setenv("QLIB_DATA", str(intraday_market))
+    qrun(name, environment)
+    runs = Runs(f"sqlite:///{environment / 'home'}/tracking.db")
+    run = runs.named(name)
+    score = runs.load(run, name).score
+    assert score.notna().all() and score.index.get_level_values("instrument").nunique() == STOCKS
+    kept = set(Artefacts(runs, run).list())
+    assert {"tearsheet.html", "factor_report"} <= kept and ("portfolio_report" in kept) == (name in AI)
 
 
 def test_main_workflow_runs_to_its_end_from_another_folder(environment, monkeypatch):

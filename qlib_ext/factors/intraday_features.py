@@ -129,9 +129,8 @@ def block_features(bars: pl.LazyFrame, minutes: int, trades: Optional[pl.LazyFra
     made = _of_bars(bars, ("open", "high", "low", "close", "volume", "amount"), BLOCK_FEATURES, options,
                     lambda rows: _block_values(rows, minutes, options.demean), minutes)
     if trades is not None:
-        sided = _sided(_checked_trades(trades, made, options)).filter(pl.col("minute") > OPENING)
-        active = sided.with_columns(minute=bar_end(pl.col("minute"), minutes)).group_by(*key).agg(net_active_buy=_net(pl.col("flow")))
-        made = _with(made, active, key)
+        sided = _sided(_checked_trades(trades, made, options)).with_columns(bar_end(pl.col("minute"), minutes))  # an auction joins no block
+        made = _with(made, sided.group_by(*key).agg(net_active_buy=_net(pl.col("flow"))), key)
     return _finished(made, key, BLOCK_FEATURES)
 
 
@@ -192,8 +191,8 @@ def _sums(rows: _Rows, where: np.ndarray, key: np.ndarray, demean: bool) -> Arra
         "squares": total(squares), "down": total(squares * falling), "second": total(square), "third": total(square * d),
         "fourth": total(square * square), "volume": total(volume), "volume_squares": total(volume * volume), "amount": total(amount),
         "trades": total(trades), "falling_amount": total(np.where(falling, amount, 0.0)),
-        "falling_trades": total(np.where(falling, trades, 0.0)), "xx": total(dx * dx), "vv": total(dv * dv), "xv": total(dx * dv), "x_squares": total(x * x),
-        "v_squares": total(volume * volume * priced), "bars": total(rows.traded[where].astype(float))}
+        "falling_trades": total(np.where(falling, trades, 0.0)), "xx": total(dx * dx), "vv": total(dv * dv), "xv": total(dx * dv),
+        "x_squares": total(x * x), "v_squares": total(volume * volume * priced), "bars": total(rows.traded[where].astype(float))}
 
 
 def _by_day(sums: Arrays, count: int) -> Arrays:

@@ -113,6 +113,21 @@ OTHERS: list[tuple[str, str]] = [
     ("|IC| on the test is {figure}, not above {limit} ({why}).", "测试区间|IC|为{figure}，未超过{limit}（{why}）。"),
     ("|IC| on the test is {figure}, above {limit} ({why}): a leak until the opposite is shown.",
      "测试区间|IC|为{figure}，超过{limit}（{why}）：在证明并非泄露之前视为泄露。"),
+    # weekly table
+    ("Nothing later than the close of {day} is used.", "只使用{day}收盘及之前的数据。"),
+    ("IC and exp(-RankMAE): means over the days of the scores whose return, over {horizon_days} from the {entry} of the next day on, ended "
+     "in the period.",
+     "IC与exp(−RankMAE)：得分次日以{entry}买入、持有{horizon_days}的收益在区间内结束的各得分日的均值。"),
+    ("Tenths of equal weight by the score of the last trading day of each week, bought at the {entry} of the next day and held; a day's "
+     "return runs from the {entry} of the day before to its own; before cost.",
+     "按每周最后一个交易日的得分等权分十组，次日以{entry}买入并持有；某日收益自前一日{entry}至当日{entry}，费前。"),
+    ("Long-short: highest tenth less lowest tenth, daily differences, compounded; long-only excess: return of the highest tenth less that "
+     "of all scored stocks alike.",
+     "多空：最高组减最低组，日收益差复利；多头超额：最高组收益减全部有得分股票等权的收益。"),
+    ("Each period ends on that day; a row that begins inside a period (first day) has only its own days in it.",
+     "各区间均截至该日；首日晚于区间起点者，仅含其自身各日。"),
+    ("Sign \N{MINUS SIGN}1: the score is multiplied by \N{MINUS SIGN}1, since low values are expected to foretell high returns.",
+     "方向为−1者，得分乘以−1：预期低值对应高收益。"),
     # notes and the page itself
     ("This market is generated: its prices, companies and signal are made up.", "本市场为程序生成：价格、公司与信号均属虚构。"),
     ("Results on it show that the software works and compare models under a known signal; they say nothing on what anybody would earn "

@@ -185,6 +185,8 @@ large | 大盘
 
 _add("""
 long-only excess a year | 多头年化超额
+long-only excess | 多头超额
+sign | 方向
 equal | equal weights | 等权
 cap | cap weights | 市值加权
 geometric | geometric | 几何
@@ -306,6 +308,16 @@ roe | Return on equity | 净资产收益率
 sue | Earnings surprise | 盈余惊喜
 volatility_60 | Volatility of 60 days | 60日波动率
 bp | Book to price (plain) | 市净率倒数
+hf_skew | Intraday skewness | 日内偏度
+hf_down_share | Downside volatility share | 下行波动占比
+hf_buy_intention_share | Buy intention after the open, share | 开盘后买入意愿占比
+hf_buy_intention_intensity | Buy intention after the open, intensity | 开盘后买入意愿强度
+hf_large_buy_share | Large net buying after the open, share | 开盘后大单净买入占比
+hf_large_buy_intensity | Large net buying after the open, intensity | 开盘后大单净买入强度
+hf_improved_reversal | Improved reversal | 改进反转
+hf_tail_share | Share of the last half hour | 尾盘成交占比
+hf_outflow_share | Outflow of a single trade | 平均单笔流出金额占比
+hf_push_up | Push-up by large trades | 大单推动涨幅
 农林牧渔 | Agriculture | 农林牧渔
 基础化工 | Basic chemicals | 基础化工
 钢铁 | Steel | 钢铁

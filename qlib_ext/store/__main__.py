@@ -1,4 +1,4 @@
-"""Command line of the store: `python -m qlib_ext.store ingest | doctor | schema`."""
+"""Command line of the store: `python -m qlib_ext.store ingest | ingest-intraday | build-intraday | doctor | schema`."""
 
 import argparse
 import logging
@@ -8,6 +8,7 @@ import sys
 from typing import List, Optional
 
 from qlib_ext.errors import ConfigError, ExtError
+from qlib_ext.store.intraday_mapping import UNITS
 from qlib_ext.store.schema import INDEX_NAMES, VWAP_MODES, schema_page
 
 
@@ -19,7 +20,8 @@ def main(arguments: Optional[List[str]] = None) -> int:
     options = _parser().parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s", stream=sys.stderr)
     try:
-        status = {"ingest": _ingest, "doctor": _doctor, "schema": _schema}[options.command](options)
+        status = {"ingest": _ingest, "doctor": _doctor, "schema": _schema,
+                  "build-intraday": _build_intraday, "ingest-intraday": _ingest_intraday}[options.command](options)
         sys.stdout.flush()
         return status
     except ExtError as error:
@@ -33,7 +35,8 @@ def main(arguments: Optional[List[str]] = None) -> int:
               "permissions and the free space", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
+        kept = "the store is as it was, days that are done stay" if options.command.endswith("-intraday") else "nothing was written"
+        print(f"interrupted; {kept}", file=sys.stderr)
         return 130
 
 
@@ -50,6 +53,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--overwrite", action="store_true", help="replace a store that is there already")
     command.add_argument("--indices", nargs="+", metavar="NAME",
                          help=f"indices of table membership to store (default: {' '.join(INDEX_NAMES)})")
+    _intraday_parser(commands.add_parser("ingest-intraday", help="check minute bars, trades or orders and write them by day"))
+    _build_parser(commands.add_parser("build-intraday", help="compute intraday factors and inputs of networks into a store"))
     command = commands.add_parser("doctor", help="say what is in a Qlib folder, what lacks and what cannot be right")
     command.add_argument("store", help="folder of a Qlib store, made by this package or elsewhere")
     command.add_argument("--for", dest="workflows", action="append", default=[], metavar="WORKFLOW.yaml",
@@ -73,6 +78,51 @@ def _ingest(options: argparse.Namespace) -> int:
         from qlib_ext.store.ingest import ingest
         out = ingest(options.tables, options.out, columns=options.columns, **given)
     print(out)
+    return 0
+
+
+def _intraday_parser(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--source", required=True, nargs="+", metavar="FILE", help="Parquet or CSV files, or folders of them")
+    command.add_argument("--out", required=True, metavar="DIR", help="intraday folder to make or add days to (usually STORE.intraday)")
+    command.add_argument("--table", required=True, choices=("bars", "trades", "orders"))
+    command.add_argument("--minutes", type=int, default=1, choices=(1, 5, 15, 30, 60), help="minutes of a bar (default: 1)")
+    command.add_argument("--columns", metavar="MAP.yaml", help="the vendor's names, words and units (see the README)")
+    for name, words in (("stamp", "which end of a bar its stamp is"), ("price", "mil: 0.0001 yuan"), ("volume", "lots: of 100 shares"),
+                        ("amount", "thousand yuan, wan: 10,000 yuan"), ("opening-auction", "a bar apart, or inside the first one")):
+        command.add_argument(f"--{name}", choices=UNITS[name.replace("-", "_")], help=f"{words} (default: told from the data, or asked)")
+    command.add_argument("--store", help="a Qlib store whose daily bars the days are held against")
+    command.add_argument("--overwrite", action="store_true", help="write days again that are there already")
+    command.add_argument("--from", dest="first", metavar="DAY", help="first day to take")
+    command.add_argument("--to", dest="last", metavar="DAY", help="last day to take")
+
+
+def _ingest_intraday(options: argparse.Namespace) -> int:
+    from qlib_ext.store.intraday_ingest import ingest_intraday
+    signal.signal(signal.SIGTERM, _terminated)
+    given = {name: value for name, value in vars(options).items() if name != "command"}
+    print(ingest_intraday(**given).text())
+    return 0
+
+
+def _build_parser(command: argparse.ArgumentParser) -> None:
+    command.add_argument("store", help="folder of the Qlib store that gets the fields")
+    command.add_argument("--intraday", metavar="DIR", help="folder of the intraday tables (default: STORE.intraday)")
+    command.add_argument("--from", dest="first", metavar="DAY", help="first day to compute (default: the first one there is)")
+    command.add_argument("--to", dest="last", metavar="DAY", help="last day to compute")
+    command.add_argument("--factors", nargs="+", metavar="NAME", help="factors to make (default: all that the tables allow)")
+    command.add_argument("--options", metavar="FILE.yaml", help="options of the formulas where they are not the default ones")
+    command.add_argument("--days-mean", type=int, default=5, metavar="T", help="trading days of the mean (default: 5)")
+    command.add_argument("--table", metavar="NAME", help="table of bars (default: that of the shortest bars)")
+    command.add_argument("--blocks", nargs="+", default=[], metavar="MINUTES", help="bars of blocks for networks: day, 60, 30 ...")
+    command.add_argument("--workers", type=int, metavar="N",
+                         help="processes (default: one for each 16 days, at most as many as processors)")
+
+
+def _build_intraday(options: argparse.Namespace) -> int:
+    from qlib_ext.store.intraday_build import build_intraday
+    signal.signal(signal.SIGTERM, _terminated)
+    print(build_intraday(options.store, options.intraday, options.first, options.last, options.factors, options.options,
+                         options.days_mean, options.workers, options.blocks, options.table))
     return 0
 
 

@@ -14,8 +14,9 @@ from qlib_ext.market_rules import missing_trading_days
 from qlib_ext.store.checks import check_tables
 from qlib_ext.store.disk import real_path
 from qlib_ext.store.ingest import Settings, publish_store
+from qlib_ext.store.intraday_fields import carry
 from qlib_ext.store.kept import check_own_files, kept_tables, known_by
-from qlib_ext.store.metadata import check_store, read_metadata
+from qlib_ext.store.metadata import check_store, is_intraday, read_metadata
 from qlib_ext.store.schema import KINDS, TABLES
 from qlib_ext.store.tables import Table, TableSource, read_tables
 from qlib_ext.store.writer import StoreLock, StoreWriter
@@ -41,7 +42,7 @@ def append(tables: TableSource, store: Union[str, Path], columns: Union[str, Pat
     columns : column mapping, as in `ingest`
 
     Every file of the store must be the beginning of the new one, so that what was computed from it stays valid
-    (`fingerprint(store, until)`).
+    (`fingerprint(store, until)`). Fields of `build-intraday` stay too, unknown on the new days until it is run again.
 
     Raises
     ------
@@ -277,13 +278,16 @@ class AppendWriter(StoreWriter):
                           "computed from; ingest all days again")  # fmt: skip
         if faults:
             raise DataError("the past changed; nothing was appended:\n  " + "\n  ".join(faults))
+        about = carry(self.out, self.folder)
+        if about is not None:
+            metadata["intraday"] = about
         return super().publish(metadata, settings, history)
 
     def _files(self) -> Set[str]:
         """Feature and instruments files of the store at `out`."""
         found = {f"instruments/{entry.name}" for entry in os.scandir(self.out / "instruments")}
         for folder in os.scandir(self.out / "features"):
-            found |= {f"features/{folder.name}/{entry.name}" for entry in os.scandir(folder)}
+            found |= {f"features/{folder.name}/{entry.name}" for entry in os.scandir(folder) if not is_intraday(entry.name)}
         return found
 
 
@@ -301,3 +305,5 @@ def _report(old: dict, new: dict, bars: Table) -> None:
         logger.info("%d instruments have no row after %s, first %s", len(stopped), last, stopped[0])
     for name in sorted(set(new["fields"]) - set(old["fields"])):
         logger.info("field %s is new", name)
+    if "intraday" in new:
+        logger.warning("the intraday fields are unknown on the new days: run `python -m qlib_ext.store build-intraday` again")

@@ -14,13 +14,14 @@ import numpy as np
 from tqdm import tqdm
 
 from qlib_ext.errors import ConfigError
-from qlib_ext.store import doctor_bars, doctor_etfs, doctor_members
+from qlib_ext.store import doctor_bars, doctor_etfs, doctor_intraday, doctor_members
 from qlib_ext.store.findings import Section, named
 from qlib_ext.store.reading import StoreFiles
 
 CHECKS = (doctor_members.members, doctor_members.rebalances, doctor_members.weights, doctor_bars.index_bars, doctor_bars.calendar,
           doctor_bars.jumps, doctor_bars.limits, doctor_bars.prices, doctor_bars.special_treatment, doctor_bars.fundamentals,
-          doctor_members.industries, doctor_members.survivors, doctor_etfs.etfs, doctor_bars.coverage)
+          doctor_members.industries, doctor_members.survivors, doctor_etfs.etfs, doctor_intraday.intraday,
+          doctor_bars.coverage)
 
 CANNOT_RUN = ("damaged files", "folders not lower case")  # Qlib crashes on the former and finds nothing in the latter
 WIDTH = 100

@@ -7,6 +7,7 @@ import numpy as np
 
 from qlib_ext.market_rules import missing_trading_days, price_limits
 from qlib_ext.store.findings import Section, named, percent, year_span
+from qlib_ext.store.metadata import is_intraday
 from qlib_ext.store.reading import StoreFiles
 from qlib_ext.store.schema import AMOUNT_TOLERANCE, FIELDS, INDEX_CODES, PRICE_TOLERANCE, field as field_of
 
@@ -36,7 +37,7 @@ def coverage(store: StoreFiles) -> Section:
     total = {(board, year): int(count[mine].sum()) for board, mine in rows.items() for year, count in traded.items()}
     complete, partly = [], []
     for field in store.fields:
-        if field.endswith("_weight"):
+        if field.endswith("_weight") or is_intraday(field):  # they have sections of their own
             continue
         known = store.by_year(np.isfinite(store.panel(field)) & store.traded)
         share = {board: {year: known[year][mine].sum() / total[board, year] if total[board, year] else float("nan")

@@ -50,6 +50,7 @@ ADVICE = {
     "ETFs without an index": "give tracked_index and etf_class in table instruments",
     "coverage drop": "leave the field out of models for this board, or end the test before the drop",
     "board without a field": "leave the field out of models for this board, or supply it",
+    "intraday fields": "run `python -m qlib_ext.store build-intraday` again",
     "field absent": "supply the columns or tables they are made of if you use what needs them"}
 
 

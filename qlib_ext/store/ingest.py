@@ -12,7 +12,7 @@ from qlib_ext.errors import ConfigError
 from qlib_ext.market_rules import missing_trading_days
 from qlib_ext.store.checks import check_tables
 from qlib_ext.store.content import Content
-from qlib_ext.store.metadata import digest
+from qlib_ext.store.metadata import METADATA_FILE, digest
 from qlib_ext.store.schema import INDEX_NAMES, INDEX_SIZES, KINDS, TABLES, VWAP_MODES
 from qlib_ext.store.tables import Table, TableSource, read_tables
 from qlib_ext.store.writer import StoreLock, StoreWriter, check_goal
@@ -70,6 +70,8 @@ def ingest(
     with StoreLock(out) as lock:
         out = lock.out
         check_goal(out, overwrite)
+        if out.is_dir() and (out / METADATA_FILE).is_file() and '"intraday"' in (out / METADATA_FILE).read_text(encoding="utf-8"):
+            logger.warning("the intraday fields of the store that is replaced go with it: run `build-intraday` again")
         data = read_tables(tables, columns)
         publish_store(out, data, settings, started=started)
     return out

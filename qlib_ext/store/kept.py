@@ -96,7 +96,8 @@ def check_own_files(store: Path, metadata: dict) -> None:
     codes = {line.split("\t")[0].lower() for line in lines}
     ours = {"": {"calendars", "instruments", "features", "tables", METADATA_FILE}, "calendars": {"day.txt"}, "instruments": lists,
             "tables": {f"{name}.parquet" for name in metadata["table_digests"]}, "features": codes}  # fmt: skip
-    fields = {f"{name}.day.bin" for name in (*FIELDS, "vwap", *(f"{index}_weight" for index in metadata["index_names"]))}
+    fields = {f"{name}.day.bin" for name in (*FIELDS, "vwap", *(f"{index}_weight" for index in metadata["index_names"]),
+                                         *(metadata.get("intraday") or {}).get("fields", ()))}  # fmt: skip
     ours.update({f"features/{code}": fields for code in codes if (store / "features" / code).is_dir()})
     strange = sorted(os.path.join(folder, name) for folder, names in ours.items()
                      for name in os.listdir(store / folder) if name not in names)  # fmt: skip

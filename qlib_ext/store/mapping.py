@@ -84,6 +84,11 @@ class Mapped:
         return values
 
 
+def standard_code(text: str) -> Optional[str]:
+    """A code in any known spelling as SH600000; None for what is spelled like none."""
+    return next((names[found["exchange"]] + found["number"] for pattern, names in _SPELLINGS if (found := pattern.fullmatch(text))), None)
+
+
 def _spelling(example: str):
     """Pattern and exchange names of the spelling of an example, or None."""
     return next(((pattern, names) for pattern, names in _SPELLINGS if pattern.fullmatch(example)), None)

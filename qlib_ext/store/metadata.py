@@ -77,6 +77,8 @@ def fingerprint(path: Union[str, Path], until=None) -> str:
     day. As long as it stays the same, what is computed from days up to `until` of the fields and tables the store then had stays
     valid: appends leave them as they were. A field or kept table given for the first time with an append may reach back before
     `until` without a change here: what depends on which of them a store has must record their names itself.
+    The fields of `build-intraday` are not among what is asked for here: they have a digest of their own in the metadata, which
+    enters the fingerprint of the whole store.
     A store from elsewhere gets a hash of its calendars, its instruments files, and the names and sizes of its feature files,
     whatever `until` is.
 
@@ -128,11 +130,30 @@ def check_files(path: Union[str, Path]) -> None:
     found = (file for folder in ("calendars", "instruments", "features") for file in (store / folder).rglob("*"))
     digests = {file.relative_to(store).as_posix(): digest(file.read_bytes()) for file in found if file.is_file()}
     tables = {file.stem: digest(file.read_bytes()) for file in (store / "tables").glob("*")}
-    faults = [] if combine(digests, metadata["settings"]) == metadata["fingerprint"] else ["calendars, instruments and features"]
+    intraday = {name: digests.pop(name) for name in list(digests) if is_intraday(name)}
+    faults = [] if combine(digests, metadata["settings"]) == own_fingerprint(metadata) else ["calendars, instruments and features"]
+    about = metadata.get("intraday")
+    if (intraday or about) and combine(intraday, {}) != (about or {}).get("fingerprint"):
+        faults.append("fields of build-intraday")
     faults += [f"table {name}" for name in sorted(set(tables) | set(metadata["table_digests"]))
                if tables.get(name) != metadata["table_digests"].get(name)]
     if faults:
         raise DataError(f"store {store} was changed after it was published: {', '.join(faults)}; ingest the tables again")
+
+
+def is_intraday(name: str) -> bool:
+    """Whether a field, or a feature file, is one that `build-intraday` writes."""
+    return name.rsplit("/", 1)[-1].startswith(("hf_", "hi_"))
+
+
+def own_fingerprint(metadata: dict) -> str:
+    """Fingerprint of what was ingested into a store, without the fields of `build-intraday`."""
+    return metadata["history"][-1]["fingerprint"]
+
+
+def with_intraday(own: str, intraday: Optional[dict]) -> str:
+    """Fingerprint of a whole store: of its own contents, and of what the metadata say under `intraday`."""
+    return own if intraday is None else combine({"store": own, "intraday": intraday["fingerprint"]}, {})
 
 
 def _fingerprint_from_elsewhere(store: Path) -> str:

@@ -195,10 +195,29 @@ def weight_field(index_name: str) -> Field:
                  "float cap, else equal weights; the metadata say from when to when")  # fmt: skip
 
 
+INTRADAY = {
+    "hf_<factor>_1d": "high-frequency factor made of the day's intraday bars, trades or orders (the factors: qlib_ext.factors.intraday)",
+    "hf_<factor>": "the same, mean over the last days (5) of which 60 % must be known",
+    "hf_<factor>_orth": "that mean, winsorised, orthogonalised day by day on industry, ln cap, 20-day reversal, turnover, volatility "
+                        "and ln BP, as far as the store has them, as a z-score",
+    "hi_<feature>": "daily input of intraday networks, made of the day's bars (and trades)",
+}
+"""Kinds of fields that `build-intraday` adds."""
+
+
+def intraday_field(name: str) -> Field:
+    """Description of one field of `build-intraday`."""
+    ends = [end for end in ("_1d", "_orth") if name.endswith(end)]
+    kind = "hi_<feature>" if name.startswith("hi_") else f"hf_<factor>{ends[0] if ends else ''}"
+    return Field("1", False, INTRADAY[kind] + "; NaN where unknown", needed_by="intraday models, factor reports")
+
+
 def field(name: str, vwap: str = "typical") -> Field:
     """Description of a stored field by name."""
     if name == "vwap":
         return vwap_field(vwap)
+    if name.startswith(("hf_", "hi_")):
+        return intraday_field(name)
     return weight_field(name[: -len("_weight")]) if name.endswith("_weight") else FIELDS[name]
 
 
@@ -216,7 +235,7 @@ def schema_page() -> str:
         lines.append(f"| {title} | {', '.join(list(spec.required_columns) + optional)} | {spec.description} |")
     lines += ["", "| field | unit | adjusted | what | counts from | needed by | stands in when absent |",
               "|---|---|---|---|---|---|---|"]
-    for name in list(FIELDS) + ["vwap", "<index>_weight"]:
+    for name in list(FIELDS) + ["vwap", "<index>_weight", *INTRADAY]:
         one = field(name)
         cells = (one.unit, "yes" if one.adjusted else "no", one.description, one.point_in_time, one.needed_by, one.stand_in)
         lines.append(f"| `{name}` | " + " | ".join(cells) + " |")

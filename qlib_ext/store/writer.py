@@ -19,7 +19,7 @@ from qlib.utils.time import Freq
 
 from qlib_ext.errors import DataError
 from qlib_ext.store.disk import check_room, disk_fault, exchange, real_path, remove
-from qlib_ext.store.metadata import METADATA_FILE, check_store, combine, digest
+from qlib_ext.store.metadata import METADATA_FILE, check_store, combine, digest, with_intraday
 
 logger = logging.getLogger("qlib_ext.store")
 _DAY = Freq("day")
@@ -206,15 +206,20 @@ class StoreWriter:
         self.table_digests[name] = digest(file.read_bytes())
 
     def publish(self, metadata: dict, settings: dict, history: Sequence[dict] = ()) -> dict:
-        """Write the metadata and put the folder in place of `out`; returns the metadata, with fingerprint and history.
+        """Put the folder in place of `out`; returns the metadata, with fingerprint and history."""
+        found = combine(self.digests, settings)
+        end = metadata["spans"]["calendar"][1]
+        metadata.update(fingerprint=with_intraday(found, metadata.get("intraday")), settings=settings, table_digests=self.table_digests,
+                        history=[*history, {"end": end, "fingerprint": found}])  # fmt: skip
+        self.place(metadata)
+        return metadata
+
+    def place(self, metadata: dict) -> None:
+        """Write the metadata and put the folder in place of `out`.
 
         Where the system can exchange two folders, `out` is at every instant the old store or the new one. Elsewhere it is missing
         between two renames; a writer that dies there is undone by the next `StoreLock`.
         """
-        found = combine(self.digests, settings)
-        end = metadata["spans"]["calendar"][1]
-        metadata.update(fingerprint=found, settings=settings, table_digests=self.table_digests,
-                        history=[*history, {"end": end, "fingerprint": found}])  # fmt: skip
         text = json.dumps(metadata, indent=1, ensure_ascii=False)
         (self.folder / METADATA_FILE).write_text(text + "\n", encoding="utf-8")
         if not self.out.exists():
@@ -223,7 +228,6 @@ class StoreWriter:
             self.folder.rename(self._replaced)
         else:
             self._replace()
-        return metadata
 
     def _replace(self) -> None:
         """Put the folder in place of `out` by two renames."""

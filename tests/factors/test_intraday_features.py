@@ -402,6 +402,9 @@ def test_no_rows():
     bars = bars_of(random_days(18, clean=True)).head(0)
     assert day_features(bars, trades_of(random_trades(1))).collect().shape == (0, 34)
     assert block_features(bars, 60).collect().shape == (0, 3 + len(BLOCK_FEATURES))
+    auctions = bars_of({(day, stock): [{**row, "minute": 0} for row in rows[-1:]] for (day, stock), rows in random_days(18, True).items()})
+    assert set(day_features(auctions, options=LOOSE).select(DAY_FEATURES).collect().null_count().row(0)) == {6}
+    assert block_features(auctions, 60, options=LOOSE).collect().height == 0
 
 
 def test_pieces_change_nothing(monkeypatch):

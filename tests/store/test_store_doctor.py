@@ -13,7 +13,7 @@ from healthy_market import CHANGES, CODES, DAYS, ENDS, INDICES, SIZES, SPLIT, da
 
 from qlib_ext.demo.build import build_demo
 from qlib_ext.errors import DataError
-from qlib_ext.store import doctor, doctor_bars, doctor_etfs, doctor_members
+from qlib_ext.store import doctor, doctor_bars, doctor_etfs, doctor_intraday, doctor_members
 from qlib_ext.store.doctor import Report, examine
 from qlib_ext.store.findings import ADVICE, Section, percent
 from qlib_ext.store.ingest import ingest
@@ -255,7 +255,8 @@ def test_text_is_100_wide_and_says_what_to_do(sick_report):
 
 
 def test_every_kind_has_advice():
-    sources = "".join(Path(module.__file__).read_text() for module in (doctor, doctor_bars, doctor_etfs, doctor_members))
+    sources = "".join(Path(module.__file__).read_text() for module in (doctor, doctor_bars, doctor_etfs, doctor_intraday,
+                                                                           doctor_members))
     kinds = set(re.findall(r'(?:warn\(|_warn_cells\(section, )"([^"]+)"', sources))
     assert len(kinds) > 30 and kinds == set(ADVICE)
 

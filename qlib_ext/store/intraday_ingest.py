@@ -1,0 +1,362 @@
+"""Ingestion of minute bars, trades and orders: from a vendor's files into the intraday folder, day by day, checked and resumable."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import shutil
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Iterator, Mapping, Optional, Sequence, Union
+
+import numpy as np
+import polars as pl
+from tqdm import tqdm
+
+from qlib_ext.errors import ConfigError, DataError
+from qlib_ext.market_rules import kind_of
+from qlib_ext.store.intraday import BAR_MINUTES, check_table, day_file, describe, folder_lock, read_about, write_day, write_parquet
+from qlib_ext.store.intraday_checks import FINDINGS, ROWS, Findings, against_daily, clean_ticks, session_bars
+from qlib_ext.store.intraday_mapping import (COLUMNS, PRICES, WORDS, Vendor, collect, find_files, open_source, read_vendor,
+                                             with_instrument, word_table)
+from qlib_ext.store.intraday_units import settle, stamp_told
+from qlib_ext.store.reading import StoreFiles
+
+logger = logging.getLogger("qlib_ext.store")
+PIECE_ROWS = 2_000_000
+"""Rows of a source that are held at a time; of a longer source whose files hold many days each, pieces are kept on disk by day."""
+SAMPLE_FILES, SAMPLE_DAYS = 40, 5
+_SAVE_EVERY = 10
+_STAMPED = ("stamp", "price", "volume", "amount", "opening_auction")
+
+
+@dataclass(frozen=True)
+class Ingested:
+    """What an ingestion did.
+
+    Attributes:
+        folder, table: where the rows are. days: how many were written. kept: how many were there already. rows: written.
+        findings: date, instrument, fault, count, detail of the days written.
+    """
+
+    folder: Path
+    table: str
+    days: int
+    kept: int
+    rows: int
+    findings: pl.DataFrame
+
+    def text(self) -> str:
+        """The summary that is printed."""
+        lines = [f"{self.folder}/{self.table}: {self.days} days written ({self.rows} rows), {self.kept} were there already"]
+        if not len(self.findings):
+            return lines[0] + "; the checks found nothing"
+        firsts = pl.col("date", "instrument", "detail").first()
+        table = self.findings.group_by("fault").agg(pl.len().alias("days"), pl.col("count").sum(), firsts)
+        lines.append(f"{'fault':24} {'stock-days':>10} {'rows':>10}  the first one")
+        lines += [f"{row['fault']:24} {row['days']:>10} {row['count']:>10}  {row['date']} {row['instrument']} {row['detail']}".rstrip()
+                  for row in table.sort("fault").iter_rows(named=True)]
+        return "\n".join([*lines, f"all of them: {report_file(self.folder, self.table)}"])
+
+
+def report_file(folder: Union[str, Path], table: str) -> Path:
+    """What the checks of a table found: date, instrument, fault, count, detail; `rows_written` is a day's last line, not a fault."""
+    return Path(folder) / "reports" / f"{table}.parquet"
+
+
+def ingest_intraday(source: Union[str, Path, Sequence[Union[str, Path]]], out: Union[str, Path], table: str, minutes: int = 1,
+                    columns: Union[str, Path, Mapping, None] = None, stamp: Optional[str] = None, price: Optional[str] = None,
+                    volume: Optional[str] = None, amount: Optional[str] = None, opening_auction: Optional[str] = None,
+                    store: Union[str, Path, None] = None, overwrite: bool = False, first: Optional[str] = None,
+                    last: Optional[str] = None) -> Ingested:
+    """Read a vendor's files, check each stock-day, and write them into an intraday folder, one file a day.
+
+    Days that are there already are left as they are, so an interrupted ingestion goes on where it was, and new days are added by naming
+    the new files. Only the rows of one day (and `PIECE_ROWS` of the source) are held at a time.
+
+    Args:
+        source: Parquet or CSV files, or a folder of them: by stock, by day, or all in one.
+        out: the intraday folder, made if need be. table: bars, trades or orders. minutes: of the bars.
+        columns: how the vendor names things (see `intraday_mapping`): a YAML file or a mapping of its shape.
+        stamp: start or end: which end of a bar its stamp is. price: yuan, cent or mil (0.0001 yuan). volume: shares or lots (of 100).
+        amount: yuan, thousand or wan (10,000). opening_auction: apart or inside the first bar. None: told from the data, if they tell.
+        store: a Qlib store, whose daily bars the days are held against.
+        overwrite: write the source's days again. first, last: days to take, both in it.
+
+    Raises:
+        ConfigError: unknown options; stamps or units that the data contradict or do not tell; settings other than those the folder
+            was made with.
+        DataError: no file, a file that cannot be read or lacks columns, no row in the span, no row that can be used, or another ingestion
+            of the table at work.
+    """
+    if table not in COLUMNS:
+        raise ConfigError(f"table={table!r} must be one of {list(COLUMNS)}")
+    if minutes not in BAR_MINUTES or (table != "bars" and minutes != 1):
+        raise ConfigError(f"minutes={minutes!r} must be one of {BAR_MINUTES}, and is of bars only")
+    units = dict(zip(_STAMPED, (stamp, price, volume, amount, opening_auction)))
+    if table != "bars" and (odd := [name for name in ("stamp", "amount", "opening_auction") if units[name] is not None]):
+        raise ConfigError(f"{odd} are of bars only; leave them out for {table}")
+    vendor = read_vendor(table, columns, units)
+    span = [None if day is None else _day(name, day) for name, day in (("first", first), ("last", last))]
+    name = check_table(f"bars_{minutes}min" if table == "bars" else table)
+    out = Path(out).expanduser()
+    files, daily = find_files(source, without=out), None if store is None else DailyBars(store)
+    with _only_one(out, name):
+        return _Ingestion(files, out, name, minutes, vendor, daily).run(span, overwrite)
+
+
+def _day(name: str, day: str) -> np.datetime64:
+    try:
+        return np.datetime64(day, "D")
+    except ValueError as error:
+        raise ConfigError(f"{name}={day!r} must be a day such as 2024-01-02") from error
+
+
+@contextmanager
+def _only_one(out: Path, table: str) -> Iterator[None]:
+    """Nobody else ingests the table; what a killed ingestion kept aside is removed."""
+    out.mkdir(parents=True, exist_ok=True)
+    with open(out / f".ingest-{table}.lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise DataError(f"{out}: another ingestion of {table} is at work; wait for it") from error
+        shutil.rmtree(_aside(out, table), ignore_errors=True)
+        yield
+
+
+def _aside(out: Path, table: str) -> Path:
+    return out / f".pieces-{table}"
+
+
+class DailyBars:
+    """Daily bars of a Qlib store in raw prices: `frame(day)`."""
+
+    def __init__(self, store: Union[str, Path]):
+        files = StoreFiles(store)
+        codes = np.array(sorted(files.folders), dtype=str)
+        self.codes = codes[kind_of(codes) != "index"]
+        self.days = files.days
+        self.panels = {name: files.panel(name, self.codes).T for name in (*PRICES, "volume", "amount", "factor")}
+
+    def frame(self, day) -> Optional[pl.DataFrame]:
+        """Instruments that traded on a day; None where the store does not know the day."""
+        place = int(np.searchsorted(self.days, np.datetime64(day, "D")))
+        if place == len(self.days) or self.days[place] != np.datetime64(day, "D"):
+            return None
+        rows = np.flatnonzero(self.panels["volume"][place] > 0)
+        values = {name: panel[place, rows].astype(np.float64) for name, panel in self.panels.items()}
+        factor = values.pop("factor")
+        values |= {name: values[name] / factor for name in PRICES} | {"volume": values["volume"] * factor}
+        return pl.DataFrame({"instrument": self.codes[rows], **values}, nan_to_null=True)
+
+
+class _Ingestion:
+    """One run: files [f], the table they go to, and how they are written."""
+
+    def __init__(self, files: list[Path], out: Path, table: str, minutes: int, vendor: Vendor, daily: Optional[DailyBars]):
+        self.files, self.out, self.table, self.minutes, self.vendor, self.daily = files, out, table, minutes, vendor, daily
+        self.words: dict[str, set] = {column: set() for column in WORDS[vendor.kind]}
+
+    def run(self, span: list, overwrite: bool) -> Ingested:
+        spans = self._look(*span)
+        days = spans["day"].unique().sort().to_list()
+        self.means = {column: word_table(self.vendor.kind, column, sorted(words, key=str), self.vendor)
+                      for column, words in self.words.items()}
+        old = self._report()
+        done = set(old.filter(pl.col("fault") == ROWS)["date"].to_list())
+        done = set() if overwrite else {day for day in done if day_file(self.out, self.table, day).is_file()}
+        self.source_rows = dict(spans.group_by("day").agg(pl.col("rows").sum()).iter_rows())
+        self._warn_of_others(old.filter((pl.col("fault") == ROWS) & pl.col("date").is_in(days) & pl.col("date").is_in(sorted(done))))
+        self.settings = self._settle(spans, days, overwrite)
+        todo = [day for day in days if day not in done]
+        if todo:
+            old = old.filter(~pl.col("date").is_in(todo))
+            self._save(old, [])  # a run that is killed must not leave days of another source that say they are done
+            if self.changed:
+                shutil.rmtree(self.out / self.table)
+            describe(self.out, self.table, self.settings)
+        findings, rows = [], 0
+        try:
+            with tqdm(total=len(todo), desc=f"ingesting {self.table}", unit=" days", mininterval=1) as bar:
+                for day, frame in self._frames(spans.filter(pl.col("day").is_in(todo))):
+                    findings.append(self._write(day, frame))
+                    rows += findings[-1].filter(pl.col("fault") == ROWS)["count"].sum()
+                    if len(findings) % _SAVE_EVERY == 0:
+                        self._save(old, findings)
+                    bar.update()
+        finally:
+            shutil.rmtree(_aside(self.out, self.table), ignore_errors=True)
+            if findings:
+                self._save(old, findings)
+        found = pl.concat(findings).filter(pl.col("fault") != ROWS) if findings else pl.DataFrame(schema=FINDINGS)
+        return Ingested(self.out, self.table, len(todo), len(days) - len(todo), rows, found)
+
+    # ---- what the source holds ------------------------------------------------------------------------------------------------
+    def _look(self, first, last) -> pl.DataFrame:
+        """Rows of each file on each day: file (position), day, rows; the words of sides and kinds are collected."""
+        parts = []
+        quiet = len(self.files) < 2
+        for place, file in enumerate(tqdm(self.files, desc="looking at files", unit=" files", mininterval=1, disable=quiet)):
+            frame = open_source(file, self.vendor)
+            words = [pl.col(column).unique().implode() for column in self.words]
+            made = collect(file, frame.group_by("day").agg(pl.len().alias("rows"), *words), streaming=True)
+            if lost := made.filter(pl.col("day").is_null())["rows"].sum():
+                raise DataError(f"{file}: {lost} rows have no date that can be read; write it as 2024-01-02 or 20240102")
+            for column, known in self.words.items():
+                known.update(word for one in made[column].to_list() for word in one)
+            parts.append(made.select(pl.lit(place).alias("file"), "day", pl.col("rows").cast(pl.Int64)))
+        spans = pl.concat(parts)
+        if first is not None:
+            spans = spans.filter(pl.col("day") >= first.item())
+        if last is not None:
+            spans = spans.filter(pl.col("day") <= last.item())
+        if not len(spans):
+            raise DataError(f"the source holds no row from {first or 'the first day'} to {last or 'the last'} ({len(self.files)} files)")
+        return spans
+
+    def _warn_of_others(self, done: pl.DataFrame) -> None:
+        """Say of days that are left as they are whether they were made of as many rows as the source has."""
+        odd = [(day, then) for day, then in done.select("date", "detail").iter_rows() if then and int(then) != self.source_rows[day]]
+        if odd:
+            day, then = odd[0]
+            logger.warning("%d days are left as they are but were made of other rows (%s of %s, the source has %d): to write them again, "
+                           "name all their files and give --overwrite", len(odd), then, day, self.source_rows[day])
+
+    def _settle(self, spans: pl.DataFrame, days: list, overwrite: bool) -> dict:
+        """Settings of the table, told from the first day and held against those the folder was made with."""
+        kept = sorted(one.parent.name[5:] for one in (self.out / self.table).glob("date=*/part.parquet"))
+        there = read_about(self.out).get("tables", {}).get(self.table, {}) if kept else {}
+        if there.get("generated"):
+            raise ConfigError(f"{self.out} holds generated bars or ticks: give --out another folder")
+        alone = set(kept) <= {str(day) for day in days}
+        known = {} if overwrite and alone else {name: there.get(name) for name in _STAMPED}
+        found = settle(self._sample(spans, days), self.vendor, self.minutes, known)
+        about = {"bar_minutes": self.minutes, "closing_auction": "in the last bar"} if self.vendor.kind == "bars" else {}
+        made = {"generated": False, "source": "ingest-intraday", **found, **about, "mapping": self.vendor.about()}
+        odd = [f"{name} {there.get(name)!r} there, {made[name]!r} now" for name in made if name in there and there[name] != made[name]]
+        self.changed = bool(odd)
+        if odd and not (overwrite and alone):
+            raise ConfigError(f"{self.out}/{self.table} was made with other settings ({'; '.join(odd)}): give the same, another --out, or "
+                              "all of its days with --overwrite")
+        return made
+
+    def _sample(self, spans: pl.DataFrame, days: list) -> pl.DataFrame:
+        """The first day that has known codes."""
+        for day in days[:SAMPLE_DAYS]:
+            places = spans.filter(pl.col("day") == day)["file"].unique().sort().to_list()
+            chosen = [places[k] for k in np.unique(np.linspace(0, len(places) - 1, SAMPLE_FILES).astype(int))]
+            sample = with_instrument(pl.concat([self._read(place, [day]) for place in chosen]))
+            if sample["instrument"].count():
+                return sample.filter(pl.col("instrument").is_not_null())
+        raise DataError(f"no code of the source's first days is one of a stock, such as {sample['code'][0]!r}: write them as SH600000, "
+                        "600000.SH ..., map a column exchange, or take other rows (`where` in the column mapping)")
+
+    def _read(self, place: int, days: list) -> pl.DataFrame:
+        return collect(self.files[place], open_source(self.files[place], self.vendor).filter(pl.col("day").is_in(days)))
+
+    # ---- from files to days ---------------------------------------------------------------------------------------------------
+    def _frames(self, spans: pl.DataFrame) -> Iterator[tuple]:
+        """(day, rows of the source) in order; files that share days are read together, through pieces on disk where they are long."""
+        for places, days, rows in _groups(spans):
+            if rows <= PIECE_ROWS or len(days) == 1:
+                frames = pl.concat([self._read(place, days) for place in places]).partition_by("day", as_dict=True, maintain_order=True)
+                yield from ((day, frames.pop((day,))) for day in days)
+                continue
+            self._spill(places, days)
+            for day in days:
+                folder = _aside(self.out, self.table) / str(day)
+                yield day, pl.concat([pl.read_parquet(file) for file in sorted(folder.glob("*.parquet"))])
+                shutil.rmtree(folder)
+
+    def _spill(self, places: list[int], days: list) -> None:
+        """Write the rows of files aside by day, `PIECE_ROWS` at a time."""
+        held, count, piece = [], 0, 0
+        with tqdm(total=len(places), desc="sorting by day", unit=" files", mininterval=1) as bar:
+            for place in places:
+                for frame in self._pieces(place, days):
+                    held.append(frame)
+                    count += len(frame)
+                    if count >= PIECE_ROWS:
+                        self._put(held, piece)
+                        held, count, piece = [], 0, piece + 1
+                bar.update()
+        if held:
+            self._put(held, piece)
+
+    def _pieces(self, place: int, days: list) -> Iterator[pl.DataFrame]:
+        """The rows of a file, at most `PIECE_ROWS` at a time; a long CSV file is made Parquet first."""
+        frame, file = open_source(self.files[place], self.vendor), self.files[place]
+        total = int(collect(file, frame.select(pl.len()), streaming=True).item())
+        if total <= PIECE_ROWS:
+            yield self._read(place, days)
+            return
+        aside = _aside(self.out, self.table) / "whole.parquet"
+        aside.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            frame.sink_parquet(aside)
+        except (pl.exceptions.PolarsError, OSError) as error:
+            raise DataError(f"{file} cannot be read ({type(error).__name__}: {str(error).splitlines()[0]})") from error
+        for start in range(0, total, PIECE_ROWS):
+            yield pl.scan_parquet(aside).slice(start, PIECE_ROWS).filter(pl.col("day").is_in(days)).collect()
+        aside.unlink()
+
+    def _put(self, held: list[pl.DataFrame], piece: int) -> None:
+        for (day,), frame in pl.concat(held).partition_by("day", as_dict=True, maintain_order=True).items():
+            folder = _aside(self.out, self.table) / str(day)
+            folder.mkdir(parents=True, exist_ok=True)
+            frame.write_parquet(folder / f"{piece:06d}.parquet", compression="lz4")
+
+    # ---- a day ----------------------------------------------------------------------------------------------------------------
+    def _write(self, day, frame: pl.DataFrame) -> pl.DataFrame:
+        """Check a day and write it; what was found."""
+        found = Findings(day)
+        frame = with_instrument(frame)
+        if self.vendor.kind == "bars":
+            if (told := stamp_told(frame)) not in (None, self.settings["stamp"]):
+                raise DataError(f"the bars of {day} are stamped at their {told}, those before at their {self.settings['stamp']}: "
+                                "ingest them apart, or correct the source")
+            made = session_bars(frame, self.minutes, self.settings, found)
+        else:
+            made = clean_ticks(frame, self.vendor.kind, self.settings, self.means, found)
+        if self.daily is not None and self.vendor.kind != "orders":
+            against_daily(made, self.daily.frame(day), day, found)
+        if len(made):
+            write_day(self.out, self.table, day, made)
+        else:
+            day_file(self.out, self.table, day).unlink(missing_ok=True)
+        found.add_counts(ROWS, pl.DataFrame({"instrument": [""], "count": [len(made)], "detail": [str(self.source_rows[day])]}))
+        return found.frame()
+
+    def _report(self) -> pl.DataFrame:
+        file = report_file(self.out, self.table)
+        try:
+            return pl.read_parquet(file).cast(FINDINGS) if file.is_file() else pl.DataFrame(schema=FINDINGS)
+        except (pl.exceptions.PolarsError, OSError) as error:
+            raise DataError(f"{file} cannot be read ({type(error).__name__}): delete it, its days are then ingested again") from error
+
+    def _save(self, old: pl.DataFrame, findings: list[pl.DataFrame]) -> None:
+        with folder_lock(self.out):
+            write_parquet(report_file(self.out, self.table), pl.concat([old, *findings]).sort("date", maintain_order=True))
+
+
+def _groups(spans: pl.DataFrame) -> list[tuple[list[int], list, int]]:
+    """Files that share days, directly or through others: (files, days, rows), by their first day."""
+    root: dict = {}
+
+    def find(one):
+        while root.setdefault(one, one) != one:
+            root[one] = one = root[root[one]]
+        return one
+
+    for file, day in spans.select("file", "day").iter_rows():
+        root[find(("file", file))] = find(("day", day))
+    groups: dict = {}
+    for file, day, rows in spans.select("file", "day", "rows").iter_rows():
+        files, days, _ = group = groups.setdefault(find(("day", day)), [set(), set(), 0])
+        files.add(file)
+        days.add(day)
+        group[2] += rows
+    return sorted(((sorted(files), sorted(days), rows) for files, days, rows in groups.values()), key=lambda group: group[1][0])

@@ -1,0 +1,126 @@
+"""Traps of ingesting intraday tables: runs that are killed, folders that grow, units that change, clocks and codings of vendors."""
+
+import datetime as dt
+import logging
+
+import polars as pl
+import pytest
+from polars.testing import assert_frame_equal
+
+from qlib_ext.errors import ConfigError, DataError
+from qlib_ext.store import intraday_ingest
+from qlib_ext.store.intraday import IntradayFolder
+from qlib_ext.store.intraday_ingest import ingest_intraday
+
+DAYS = [dt.date(2024, 1, day) for day in (2, 3, 4)]
+PRICES = ("open", "high", "low", "close")
+
+
+def bars(days=DAYS, codes=("SH600000", "SZ000001"), add: int = 0) -> pl.DataFrame:
+    """Minute bars at their ends, no auction apart: prices in yuan, volume in shares; `add` lots more in every bar."""
+    rows = []
+    for day in days:
+        for code in codes:
+            for minute in range(1, 241):
+                clock = 570 + minute if minute <= 120 else 660 + minute
+                cents, lots = 1500 + minute % 7 + int(code[-1]), 1 + minute % 5 + add
+                prices = cents / 100, (cents + 1) / 100, (cents - 1) / 100, cents / 100
+                rows.append((code, dt.datetime.combine(day, dt.time(clock // 60, clock % 60)), *prices, lots * 100, float(cents * lots)))
+    return pl.DataFrame(rows, orient="row", schema=["instrument", "datetime", *PRICES, "volume", "amount"])
+
+
+def read(folder) -> pl.DataFrame:
+    return IntradayFolder(folder).scan("bars_1min").with_columns(pl.col("instrument").cast(pl.String)).collect()
+
+
+def ingest(frame: pl.DataFrame, place, name: str = "a.parquet", **options):
+    frame.write_csv(place / name) if name.endswith("csv") else frame.write_parquet(place / name)
+    return ingest_intraday(place / name, place / "out", "bars", **options)
+
+
+def killed_on(monkeypatch, day):
+    """Writing a day of this number kills the run."""
+    real = intraday_ingest.write_day
+
+    def dies(folder, table, at, frame):
+        if at == day:
+            raise KeyboardInterrupt
+        return real(folder, table, at, frame)
+
+    monkeypatch.setattr(intraday_ingest, "write_day", dies)
+
+
+@pytest.mark.parametrize("lots", [False, True])
+def test_a_killed_overwrite_goes_on_without_days_of_the_old_source(tmp_path, monkeypatch, lots):
+    ingest(bars(), tmp_path)
+    new = bars(add=3)
+    new = new.with_columns(pl.col("volume") // 100) if lots else new  # other settings than the folder's
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        killed_on(patch, DAYS[1])
+        ingest(new, tmp_path, overwrite=True)
+    if lots:
+        assert IntradayFolder(tmp_path / "out").days("bars_1min").astype(str).tolist() == ["2024-01-02"]  # no day in the units of before
+    found = ingest(new, tmp_path)
+    assert (found.days, found.kept) == (2, 1)
+    assert read(tmp_path / "out")["volume"].sum() == bars(add=3)["volume"].sum()
+
+
+def test_a_source_with_more_rows_than_before_is_told(tmp_path, caplog):
+    ingest(bars(), tmp_path)
+    with caplog.at_level(logging.WARNING, "qlib_ext.store"):
+        assert ingest(bars(), tmp_path).kept == 3 and not caplog.records
+        ingest(bars(codes=("SH600000", "SZ000001", "SZ000002")), tmp_path)
+    assert "3 days are left as they are but were made of other rows (480 of 2024-01-02, the source has 720)" in caplog.text
+    assert read(tmp_path / "out")["instrument"].n_unique() == 2
+
+
+@pytest.mark.parametrize("change", [
+    lambda f: f.with_columns(pl.col("datetime").dt.strftime("%Y-%m-%dT%H:%M:%S+08:00")),
+    lambda f: f.with_columns(date=pl.col("datetime").dt.strftime("%Y%m%d").cast(pl.Float64),
+                             time=pl.col("datetime").dt.strftime("%H%M%S000").cast(pl.Float64)).drop("datetime"),
+    lambda f: f.with_columns(pl.col("datetime").dt.strftime("%Y%m%d%H%M%S").cast(pl.Float64)),
+    lambda f: pl.concat([f, f.filter(pl.col("datetime").dt.time() == dt.time(9, 31)).with_columns(
+        pl.col("datetime").dt.offset_by("-1m"), volume=pl.lit(0, pl.Int64), amount=pl.lit(0.0))]),
+], ids=["offset", "fractional clocks", "fractional moment", "empty bar of 09:30"])
+def test_clocks(tmp_path, change):
+    ingest(bars(), tmp_path)
+    made = read(tmp_path / "out")
+    (tmp_path / "other").mkdir()
+    assert not len(ingest(change(bars()), tmp_path / "other").findings)
+    assert_frame_equal(read(tmp_path / "other" / "out"), made, check_exact=True)
+
+
+def test_two_bars_of_the_auction_are_not_summed(tmp_path):
+    first = bars().filter((pl.col("datetime") == dt.datetime(2024, 1, 2, 9, 31)) & (pl.col("instrument") == "SH600000"))
+    twice = [first.with_columns(pl.col("datetime").dt.replace(hour=9, minute=minute)) for minute in (20, 25)]
+    found = ingest(pl.concat([bars(), *twice]), tmp_path).findings
+    assert found.select("fault", "instrument", "count", "detail").rows() == [("duplicate_minutes", "SH600000", 2, "09:20:00")]
+    assert read(tmp_path / "out").filter(pl.col("date") == DAYS[0])["instrument"].unique().to_list() == ["SZ000001"]
+
+
+@pytest.mark.parametrize("scale, ratio", [({"volume": 0.01}, "100"), ({"amount": 0.001}, "0.001"), (dict.fromkeys(PRICES, 1.5), "0.6667")])
+def test_units_that_change_on_a_later_day(tmp_path, scale, ratio):
+    later = pl.col("datetime").dt.date() == DAYS[2]
+    frame = bars().with_columns(pl.when(later).then(pl.col(name) * part).otherwise(name).alias(name) for name, part in scale.items())
+    with pytest.raises(DataError, match=f"amount / volume is {ratio} times the price on 2024-01-04"):
+        ingest(frame, tmp_path)
+    assert IntradayFolder(tmp_path / "out").days("bars_1min").astype(str).tolist() == ["2024-01-02", "2024-01-03"]
+
+
+@pytest.mark.parametrize("truth, said, message", [(100, "mil", "half of the prices would be below 0.15"),
+                                                  (10_000, "cent", "cannot be with price cent")])
+def test_a_wrong_unit_of_whole_prices(tmp_path, truth, said, message):
+    whole = bars().with_columns((pl.col(PRICES) * truth).round().cast(pl.Int64))
+    with pytest.raises(ConfigError, match=message):
+        ingest(whole, tmp_path, price=said)
+    assert ingest(whole, tmp_path, price={100: "cent", 10_000: "mil"}[truth]).days == 3
+
+
+def test_another_coding(tmp_path):
+    frame = bars().rename({"instrument": "\u4ee3\u7801", "open": "\u5f00\u76d8"})
+    (tmp_path / "gbk.csv").write_bytes(frame.write_csv().encode("gb18030"))
+    (tmp_path / "utf8.csv").write_bytes(frame.write_csv().encode("utf-8"))
+    columns = {"bars": {"columns": {"instrument": "\u4ee3\u7801", "open": "\u5f00\u76d8"}}}
+    with pytest.raises(DataError, match="gbk.csv is no UTF-8 text: convert it first"):
+        ingest_intraday(tmp_path / "gbk.csv", tmp_path / "out", "bars", columns=columns)
+    assert ingest_intraday(tmp_path / "utf8.csv", tmp_path / "out", "bars", columns=columns).rows == len(frame)
