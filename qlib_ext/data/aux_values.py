@@ -75,11 +75,13 @@ def load_aux(loaders: dict, index) -> tuple[dict, dict, dict]:
 
 
 def _load_per_stock(name: str, loader, index) -> tuple[np.ndarray, list[str]]:
-    """Values ``[r+1, k]`` in the rows of an index and their names; as many days at a time as the loader asks for, all if it does not."""
+    """Values ``[r+1, k]`` in the rows of an index and their names; as many days at a time as the loader asks for (`partial`:
+    there may be nothing in them), all if it does not."""
     size, filled, columns = getattr(loader, "days_at_a_time", None) or len(index.days), None, None
     for first in range(0, len(index.days), size):
         days = index.days[first:first + size]
-        values, names = _loaded(name, loader, (len(days), len(index.instruments)), days, index.instruments)
+        part = {"partial": True} if size < len(index.days) else {}
+        values, names = _loaded(name, loader, (len(days), len(index.instruments)), days, index.instruments, **part)
         if filled is None:
             filled, columns = np.full((len(index.day) + 1, len(names)), np.nan, np.float32), names
         if names != columns:
@@ -92,8 +94,8 @@ def _load_per_stock(name: str, loader, index) -> tuple[np.ndarray, list[str]]:
     return filled, columns
 
 
-def _loaded(name: str, loader, shape: tuple, *asked) -> tuple[np.ndarray, list[str]]:
-    values, names = loader.load(*asked)
+def _loaded(name: str, loader, shape: tuple, *asked, **options) -> tuple[np.ndarray, list[str]]:
+    values, names = loader.load(*asked, **options)
     values, names = np.asarray(values, np.float32), [str(column) for column in names]
     if values.shape != (*shape, len(names)) or np.isinf(values).any():
         raise DataError(f"aux {name!r}: {type(loader).__name__} gave {values.shape} for {(*shape, len(names))}, or infinite values")

@@ -108,12 +108,14 @@ class IntradayBlockLoader:
 
     Attributes:
         bars: bars a day.
+        days_at_a_time: how many days a dataset loads at once, so that memory holds the rows it keeps and little more.
 
     Raises:
         ConfigError: minutes that do not divide a day; another `zscore` than true or false. DataError (`check`): no such blocks.
     """
 
     per_stock = True
+    days_at_a_time = 250
 
     def __init__(self, folder: Optional[str] = None, minutes: Union[int, str] = "day", key: Optional[str] = None,
                  zscore: bool = True) -> None:
@@ -143,18 +145,21 @@ class IntradayBlockLoader:
         """Names of the columns that `load` will give; raises as `check`."""
         return self._names(self._place())
 
-    def load(self, days: Sequence, instruments: Sequence[str]) -> Tuple[np.ndarray, List[str]]:
+    def load(self, days: Sequence, instruments: Sequence[str], partial: bool = False) -> Tuple[np.ndarray, List[str]]:
         """float32 `[t, n, bars x features]` of `days [t]` and `instruments [n]`, and the names of the columns.
 
+        Args:
+            partial: the days are part of those asked for, so there may be nothing in them.
+
         Raises:
-            DataError: as `check`; blocks of none of the days, or of none of the instruments; a file that cannot be read.
+            DataError: as `check`; a file that cannot be read; and, but for `partial`, blocks of none of the days or instruments.
         """
         place = self._place()
         names = self._names(place)
         days = np.asarray(days, dtype="datetime64[D]")
         files = [place / f"date={day}" / "part.parquet" for day in days]
         dark = [number for number, file in enumerate(files) if not file.is_file()]
-        if len(dark) == len(days):
+        if len(dark) == len(days) and not partial:
             raise DataError(f"no blocks in {place} on any of {len(days)} days ({days.min()} to {days.max()}): run `{COMMAND}` for these "
                             "days, or choose others")
         order = np.argsort(np.asarray(instruments, dtype=str))
@@ -163,7 +168,7 @@ class IntradayBlockLoader:
         lit = np.setdiff1d(np.arange(len(days)), dark)
         found = run(lambda part: sum(self._fill(files[t], names, codes, order, values[t]) for t in part),
                     [lit[first:first + _DAYS_A_PIECE] for first in range(0, len(lit), _DAYS_A_PIECE)])
-        if not sum(found):
+        if not sum(found) and not partial:
             raise DataError(f"the blocks in {place} have none of {len(codes)} instruments on {len(lit)} days: they are of other stocks")
         if dark:
             logger.warning(f"no blocks on {len(dark)} of {len(days)} days ({days[dark[0]]} to {days[dark[-1]]}): they are unknown there")

@@ -1,4 +1,7 @@
-"""The factors of single trades and orders: buying intention, and the net buying of large orders, both after the open."""
+"""The factors of single trades and orders: buying intention, and the net buying of large orders, both after the open.
+
+Collected with ``engine="in-memory"`` the values are the same to the last bit in every run; the streaming engine adds in any order.
+"""
 
 from __future__ import annotations
 
@@ -59,7 +62,7 @@ def trade_values(trades: pl.LazyFrame, orders: pl.LazyFrame | None, bars: pl.Laz
     if set(names) & set(LARGE_ORDER_FACTORS):
         flows.append(_large(trades, thresholds.lazy(), options))
     for flow in flows:
-        grid = grid.join(flow, on=[*KEY, "minute"], how="left")
+        grid = grid.join(flow, on=[*KEY, "minute"], how="left", maintain_order="left")
     if "ordered" not in grid.collect_schema():
         grid = grid.with_columns(ordered=pl.lit(None, pl.Float64))
     sums = {"intention_proxy": pl.col("active").fill_null(0.0)}
@@ -67,12 +70,12 @@ def trade_values(trades: pl.LazyFrame, orders: pl.LazyFrame | None, bars: pl.Laz
     for name in ("large", "large_proxy"):
         if name in grid.collect_schema():
             sums[name] = pl.col(name).fill_null(0.0)
-    made = grid.with_columns(**sums).group_by(*KEY).agg(
+    made = grid.with_columns(**sums).group_by(*KEY, maintain_order=True).agg(
         pl.col("amount").sum().alias("money"), (pl.col("sided").fill_null(0).sum() > 0).alias("has_sides"),
         pl.col("ordered").is_not_null().any().alias("has_orders"),
         *(pl.col(one).sum().alias(f"{one}_sum") for one in sums), *(_intensity(one).alias(f"{one}_intensity") for one in sums))
     found = _known_stocks(trades, made, thresholds, names, options)
-    return found.select(*KEY, *(_value(name).alias(name) for name in names))
+    return found.select(*KEY, *(_value(name).alias(name) for name in names)).sort(*KEY)
 
 
 def _value(name: str) -> pl.Expr:
@@ -117,7 +120,7 @@ def _active(trades: pl.LazyFrame, options) -> pl.LazyFrame:
     """Active buys less active sells in CNY, and the number of trades whose side is known, by bar."""
     derived = (pl.col("buy_order") - pl.col("sell_order")).sign().fill_null(0)
     side = pl.when(pl.col("side") != 0).then(pl.col("side")).otherwise(derived)
-    return (_after_open(trades, options).with_columns(side=side).group_by(*KEY, "minute")
+    return (_after_open(trades, options).with_columns(side=side).group_by(*KEY, "minute", maintain_order=True)
             .agg(active=(_MONEY * pl.col("side")).sum(), sided=(pl.col("side") != 0).sum()))
 
 
@@ -126,16 +129,17 @@ def _ordered(orders: pl.LazyFrame, grid: pl.LazyFrame, options) -> pl.LazyFrame:
     orders = _after_open(orders, options)
     if not options.cancels:
         orders = orders.filter(pl.col("kind") > 0)
-    orders = orders.join(grid.select(*KEY, "minute", "mean_price"), on=[*KEY, "minute"], how="left")
+    orders = orders.join(grid.select(*KEY, "minute", "mean_price"), on=[*KEY, "minute"], how="left", maintain_order="left")
     money = pl.coalesce("price", "mean_price") * pl.col("quantity") * pl.col("side") * pl.col("kind")
-    return orders.group_by(*KEY, "minute").agg(ordered=money.sum())
+    return orders.group_by(*KEY, "minute", maintain_order=True).agg(ordered=money.sum())
 
 
 def _order_amounts(trades: pl.LazyFrame, options) -> pl.LazyFrame:
-    """Amount of every order that traded: date, instrument, order, size."""
+    """Amount of every order that traded: date, instrument, order, size; in the trades' order, so that sums have the same last bits."""
     if options.order_size == "observed":
         trades = trades.filter(_minute(options) <= options.open_minutes)
-    parts = [trades.group_by(*KEY, pl.col(column).alias("order")).agg(size=_MONEY.sum()) for column in ("buy_order", "sell_order")]
+    parts = [trades.group_by(*KEY, pl.col(column).alias("order"), maintain_order=True).agg(size=_MONEY.sum())
+             for column in ("buy_order", "sell_order")]
     return pl.concat(parts).filter(pl.col("order").is_not_null())
 
 
@@ -148,16 +152,16 @@ def _large(trades: pl.LazyFrame, thresholds: pl.LazyFrame, options) -> pl.LazyFr
     traded = trades.with_columns(counted=pl.when(counts).then(_MONEY).otherwise(0.0)).with_columns(
         pl.when(pl.col(order).is_not_null()).then(pl.col("counted").sum().over(*KEY, order)).alias(f"{order}_size")
         for order in ("buy_order", "sell_order"))
-    after = _after_open(traded, options).join(edges, on="instrument", how="left")
+    after = _after_open(traded, options).join(edges, on="instrument", how="left", maintain_order="left")
     net = (pl.col("buy_order_size") > pl.col("threshold")).cast(pl.Int8) - (pl.col("sell_order_size") > pl.col("threshold")).cast(pl.Int8)
     large_trade = (_MONEY > pl.col("trade_threshold")).cast(pl.Int8) * pl.col("side")
-    return after.group_by(*KEY, "minute").agg(large=(_MONEY * net).sum(), large_proxy=(_MONEY * large_trade).sum())
+    return after.group_by(*KEY, "minute", maintain_order=True).agg(large=(_MONEY * net).sum(), large_proxy=(_MONEY * large_trade).sum())
 
 
 def _known_stocks(trades: pl.LazyFrame, made: pl.LazyFrame, thresholds, names, options) -> pl.LazyFrame:
     """Says of which stocks the thresholds and all order numbers are known; only stocks with trades are kept."""
     unknown = (pl.col("buy_order").is_null() | pl.col("sell_order").is_null()).any()
-    stocks = trades.group_by(*KEY).agg(unnumbered=unknown).with_columns(pl.col("instrument").cast(pl.String))
+    stocks = trades.group_by(*KEY, maintain_order=True).agg(unnumbered=unknown).with_columns(pl.col("instrument").cast(pl.String))
     found = stocks.join(made, on=list(KEY))
     if not set(names) & set(LARGE_ORDER_FACTORS):
         return found
@@ -182,10 +186,10 @@ def order_sizes(trades: pl.LazyFrame, options: IntradayOptions | None = None) ->
     parts = []
     for prefix, frame in (("", _order_amounts(trades, options).select(*KEY, "size")), ("trade_", trades.select(*KEY, size=_MONEY))):
         size = scaled(pl.col("size"))
-        parts.append(frame.filter(pl.col("size") > 0).group_by(*KEY).agg(
+        parts.append(frame.filter(pl.col("size") > 0).group_by(*KEY, maintain_order=True).agg(
             pl.len().cast(pl.Int64).alias(f"{prefix}count"), size.sum().alias(f"{prefix}total"), (size * size).sum().alias(f"{prefix}squares")))
     return parts[1].join(parts[0], on=list(KEY), how="left").select(
-        "date", pl.col("instrument").cast(pl.String), "count", "total", "squares", "trade_count", "trade_total", "trade_squares")
+        "date", pl.col("instrument").cast(pl.String), "count", "total", "squares", "trade_count", "trade_total", "trade_squares").sort(*KEY)
 
 
 def thresholds(sizes: pl.DataFrame, day: Date, options: IntradayOptions | None = None) -> pl.DataFrame:
@@ -209,4 +213,4 @@ def thresholds(sizes: pl.DataFrame, day: Date, options: IntradayOptions | None =
         edge = edge.exp() if options.large_scale == "log" else edge
         known = pl.col(f"{prefix}count").is_not_null().sum() >= options.min_threshold_days
         made.append(pl.when(known).then(edge).alias(f"{prefix}threshold"))
-    return past.group_by("instrument").agg(made).sort("instrument")
+    return past.group_by("instrument", maintain_order=True).agg(made).sort("instrument")

@@ -39,6 +39,8 @@ FIGURES = ("IC", RANK_MAE, "long-short", "long-only excess")
 VARIANTS = ("orth", "mean", "day")
 """Of a factor: orthogonalised mean over some days, that mean, the day's own value."""
 COMMAND = "python -m qlib_ext.store build-intraday"
+UNUSED = ("no styles", "the store has no market values", "the store has no float_cap")
+"""Beginnings of notes on what the table does not use."""
 _EMPTY = "no value on any day: choose other days, or, for an intraday factor, run build-intraday with the tables that it needs"
 LATE = 5
 """Calendar days after the last trading day of a store that still mean that day."""
@@ -111,6 +113,25 @@ def weekly_table(scores: Mapping[str, pd.Series], as_of: Optional[str] = None, h
     """
     if not scores:
         raise ConfigError("weekly table: name at least one field or recorder")
+    checked, day, notes = _checked(scores, as_of, universe, min_count, optional)
+    market, said = factor_view(_corners(checked.values()), None, entry, -1, None, False, None, horizon)
+    rows = {}
+    for name, column in checked.items():
+        grid = column.unstack().reindex(index=pd.DatetimeIndex(market.days), columns=market.instruments).to_numpy()
+        sign = signs.get(name, 1)
+        view = dataclasses.replace(market, score=sign * grid)
+        facts = {("", "sign"): sign, ("", "first day"): column.index.get_level_values(0).min(),
+                 ("", "names"): int(np.isfinite(grid[-1]).sum())}
+        rows[name] = facts | _named(name, view, min_count)
+    days = f"{horizon} trading day{'s' * (horizon != 1)}"
+    convention = " ".join(SENTENCES[:5 + (-1 in signs.values())]).format(day=day, horizon_days=days, entry=entry)
+    frame = pd.DataFrame.from_dict(rows, orient="index").rename_axis("score")
+    return Weekly(frame, day, convention, [*notes, *(one for one in said if not one.startswith(UNUSED))])
+
+
+def _checked(scores: Mapping[str, pd.Series], as_of: Optional[str], universe: Optional[str], min_count: int,
+             optional: Sequence[str]) -> tuple[dict[str, pd.Series], np.datetime64, list[str]]:
+    """The scores up to the day of the table, that day, and notes."""
     checked, faults, notes = {}, {}, []
     for name, column in scores.items():
         try:
@@ -125,21 +146,9 @@ def weekly_table(scores: Mapping[str, pd.Series], as_of: Optional[str] = None, h
         if not set(names) <= set(optional) or len(faults) == len(scores):
             raise DataError(f"{', '.join(names)}: {fault}")
         notes.append(f"left out: {', '.join(names)}: {fault}")
-    checked = {name: column[column.index.get_level_values(0) <= pd.Timestamp(day)] for name, column in checked.items()
-               if name not in faults}
-    market, said = factor_view(_corners(checked.values()), None, entry, -1, None, False, None, horizon)
-    rows = {}
-    for name, column in checked.items():
-        grid = column.unstack().reindex(index=pd.DatetimeIndex(market.days), columns=market.instruments).to_numpy()
-        sign = signs.get(name, 1)
-        view = dataclasses.replace(market, score=sign * grid)
-        facts = {("", "sign"): sign, ("", "first day"): column.index.get_level_values(0).min(),
-                 ("", "names"): int(np.isfinite(grid[-1]).sum())}
-        rows[name] = facts | _named(name, view, min_count)
-    days = f"{horizon} trading day{'s' * (horizon != 1)}"
-    convention = " ".join(SENTENCES[:5 + (-1 in signs.values())]).format(day=day, horizon_days=days, entry=entry)
-    frame = pd.DataFrame.from_dict(rows, orient="index").rename_axis("score")
-    return Weekly(frame, day, convention, [*notes, *(one for one in said if not one.startswith("no styles"))])
+    kept = {name: column[column.index.get_level_values(0) <= pd.Timestamp(day)] for name, column in checked.items()
+            if name not in faults}
+    return kept, day, notes
 
 
 def _named(name: str, view: FactorView, min_count: int) -> dict:
@@ -305,7 +314,8 @@ def _heads(table: Weekly, language: str) -> list[str]:
 
 
 def _said(table: Weekly, language: str) -> list[str]:
-    return [both(one)[int(language == "zh")] for one in (table.convention, *(f"Note: {note}." for note in table.notes))]
+    place = int(language == "zh")
+    return [both(table.convention)[place], *(f"{both('Note:')[place]} {both(note)[place]}" for note in table.notes)]
 
 
 def _text(table: Weekly, language: str) -> str:
@@ -336,7 +346,7 @@ def _html(table: Weekly, language: str) -> str:
             for name, values in zip(table.frame.index, _texts(table).to_numpy())]
     body = (f'<div class="scroll" tabindex="0"><table><thead><tr><th class="head" rowspan="2"{still}>{voice.html("score")}</th>{heads}</tr>'
             f'<tr>{below}</tr></thead>\n<tbody>\n' + "\n".join(rows) + "\n</tbody></table></div>")
-    notes = "".join(f'<p class="note">{voice.html(f"Note: {note}.")}</p>' for note in table.notes)
+    notes = "".join(f'<p class="note">{voice.html("Note:")} {voice.html(note)}</p>' for note in table.notes)
     title = voice.pair(f"Weekly table, {table.day}", f"因子与模型周报，{table.day}", "span")
     page = "\n".join([toolbar(voice), f"<header><h1>{title}</h1></header>", card("broker", body + notes, table.convention, voice)])
     return document(f"{'因子与模型周报' if language == 'zh' else 'Weekly table'} · {table.day}", page, language)

@@ -14,15 +14,19 @@ A day flat at its limit is sound. Bars that only repeat a border of the session 
 
 from __future__ import annotations
 
-from typing import Optional
+from pathlib import Path
+from typing import Optional, Union
 
+import numpy as np
 import polars as pl
 
 from qlib_ext.factors.session import CLOSING, OPENING, SESSION
 from qlib_ext.factors.ticks import daily_from_bars, daily_from_trades
+from qlib_ext.market_rules import kind_of
 from qlib_ext.store.feature_files import first_few
 from qlib_ext.store.intraday_mapping import PRICES, SIDES
 from qlib_ext.store.intraday_units import BACK, CLOSE, NOON, OPEN, PARTS, check_units
+from qlib_ext.store.reading import StoreFiles
 
 FINDINGS = {"date": pl.Date, "instrument": pl.String, "fault": pl.String, "count": pl.Int64, "detail": pl.String}
 ROWS = "rows_written"
@@ -238,6 +242,28 @@ def _orders(frame: pl.DataFrame, found: Findings) -> pl.DataFrame:
 
 
 # ---- the daily bars -----------------------------------------------------------------------------------------------------------
+class DailyBars:
+    """Daily bars of a Qlib store in raw prices: `frame(day)`."""
+
+    def __init__(self, store: Union[str, Path]):
+        files = StoreFiles(store)
+        codes = np.array(sorted(files.folders), dtype=str)
+        self.codes = codes[kind_of(codes) != "index"]
+        self.days = files.days
+        self.panels = {name: files.panel(name, self.codes).T for name in (*PRICES, "volume", "amount", "factor")}
+
+    def frame(self, day) -> Optional[pl.DataFrame]:
+        """Instruments that traded on a day; None where the store does not know the day."""
+        place = int(np.searchsorted(self.days, np.datetime64(day, "D")))
+        if place == len(self.days) or self.days[place] != np.datetime64(day, "D"):
+            return None
+        rows = np.flatnonzero(self.panels["volume"][place] > 0)
+        values = {name: panel[place, rows].astype(np.float64) for name, panel in self.panels.items()}
+        factor = values.pop("factor")
+        values |= {name: values[name] / factor for name in PRICES} | {"volume": values["volume"] * factor}
+        return pl.DataFrame({"instrument": self.codes[rows], **values}, nan_to_null=True)
+
+
 def against_daily(frame: pl.DataFrame, daily: Optional[pl.DataFrame], day, found: Findings) -> None:
     """Hold a day of bars or trades against the daily bars of a store.
 
@@ -246,7 +272,7 @@ def against_daily(frame: pl.DataFrame, daily: Optional[pl.DataFrame], day, found
             traded on the day; None where the store does not have the day.
     """
     if daily is None:
-        found.add_counts("day_not_in_store", pl.DataFrame({"instrument": [""], "count": [len(frame)], "detail": ["nothing compared"]}))
+        found.add("day_not_in_store", frame.select(pl.lit("").alias("instrument")), pl.lit("nothing compared"))
         return
     rows = frame.lazy().with_columns(pl.lit(day).alias("date"))
     made = (daily_from_trades(rows) if "millisecond" in frame.columns else daily_from_bars(rows)).collect()
@@ -260,7 +286,11 @@ def against_daily(frame: pl.DataFrame, daily: Optional[pl.DataFrame], day, found
                   pl.format("{} beside {} of the daily bar", pl.col(name).round(4), other.round(4)))
     strange = made.filter(pl.col("volume") > 0).join(daily, on="instrument", how="anti")
     found.add("not_in_store", strange)
-    lacks = daily.join(frame.select("instrument").unique(), on="instrument", how="anti")["instrument"].sort()
+
+
+def report_absent(seen: set, daily: Optional[pl.DataFrame], found: Findings) -> None:
+    """Report what traded on the day by the daily bars and is not among the instruments `seen`."""
+    lacks = pl.Series([] if daily is None else sorted(set(daily["instrument"]) - seen), dtype=pl.String)
     if len(lacks):
         found.add_counts("no_bars", pl.DataFrame({"instrument": [""], "count": [len(lacks)], "detail": [first_few(lacks.to_list())]}))
 

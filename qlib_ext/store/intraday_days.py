@@ -192,7 +192,7 @@ class DayWork:
         kinds, plan = list(task.sources), self.plan
         bars, trades, orders = (tables.get(name) for name in (plan.table, "trades", "orders"))
         if kinds == ["sizes"]:
-            return {"sizes": formulas.order_sizes(trades, plan.options).drop("date").with_columns(_TEXT).collect()}
+            return {"sizes": formulas.order_sizes(trades, plan.options).drop("date").with_columns(_TEXT).collect(engine="in-memory")}
         lazy: dict[tuple[str, int], pl.LazyFrame] = {}
         bar_names = [name for name in plan.names if name in formulas.BAR_FACTORS]
         tick_names = [name for name in plan.names if name in formulas.TRADE_FACTORS]
@@ -207,7 +207,7 @@ class DayWork:
         for minutes in plan.blocks:
             if f"{minutes}" in kinds:
                 lazy[f"{minutes}", 0] = block_features(bars, minutes, trades, plan.options)
-        frames = dict(zip(lazy, pl.collect_all(list(lazy.values()))))
+        frames = dict(zip(lazy, pl.collect_all(list(lazy.values()), engine="in-memory")))
         results = {}
         if "daily" in kinds:
             results["daily"] = _joined([frame for (kind, _), frame in frames.items() if kind == "daily"], self._columns())

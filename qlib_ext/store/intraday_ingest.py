@@ -16,17 +16,17 @@ import polars as pl
 from tqdm import tqdm
 
 from qlib_ext.errors import ConfigError, DataError
-from qlib_ext.market_rules import kind_of
 from qlib_ext.store.intraday import BAR_MINUTES, check_table, day_file, describe, folder_lock, read_about, write_day, write_parquet
-from qlib_ext.store.intraday_checks import FINDINGS, ROWS, Findings, against_daily, clean_ticks, session_bars
-from qlib_ext.store.intraday_mapping import (COLUMNS, PRICES, WORDS, Vendor, collect, find_files, open_source, read_vendor,
+from qlib_ext.store.intraday_checks import FINDINGS, ROWS, DailyBars, Findings, against_daily, clean_ticks, report_absent, session_bars
+from qlib_ext.store.intraday_mapping import (COLUMNS, WORDS, Vendor, collect, find_files, open_source, read_vendor,
                                              with_instrument, word_table)
 from qlib_ext.store.intraday_units import settle, stamp_told
-from qlib_ext.store.reading import StoreFiles
 
 logger = logging.getLogger("qlib_ext.store")
 PIECE_ROWS = 2_000_000
 """Rows of a source that are held at a time; of a longer source whose files hold many days each, pieces are kept on disk by day."""
+LONG_DAY = 8_000_000
+"""A day of more trades or orders is checked and written some instruments at a time."""
 SAMPLE_FILES, SAMPLE_DAYS = 40, 5
 _SAVE_EVERY = 10
 _STAMPED = ("stamp", "price", "volume", "amount", "opening_auction")
@@ -131,28 +131,6 @@ def _aside(out: Path, table: str) -> Path:
     return out / f".pieces-{table}"
 
 
-class DailyBars:
-    """Daily bars of a Qlib store in raw prices: `frame(day)`."""
-
-    def __init__(self, store: Union[str, Path]):
-        files = StoreFiles(store)
-        codes = np.array(sorted(files.folders), dtype=str)
-        self.codes = codes[kind_of(codes) != "index"]
-        self.days = files.days
-        self.panels = {name: files.panel(name, self.codes).T for name in (*PRICES, "volume", "amount", "factor")}
-
-    def frame(self, day) -> Optional[pl.DataFrame]:
-        """Instruments that traded on a day; None where the store does not know the day."""
-        place = int(np.searchsorted(self.days, np.datetime64(day, "D")))
-        if place == len(self.days) or self.days[place] != np.datetime64(day, "D"):
-            return None
-        rows = np.flatnonzero(self.panels["volume"][place] > 0)
-        values = {name: panel[place, rows].astype(np.float64) for name, panel in self.panels.items()}
-        factor = values.pop("factor")
-        values |= {name: values[name] / factor for name in PRICES} | {"volume": values["volume"] * factor}
-        return pl.DataFrame({"instrument": self.codes[rows], **values}, nan_to_null=True)
-
-
 class _Ingestion:
     """One run: files [f], the table they go to, and how they are written."""
 
@@ -244,32 +222,47 @@ class _Ingestion:
         return made
 
     def _sample(self, spans: pl.DataFrame, days: list) -> pl.DataFrame:
-        """The first day that has known codes."""
+        """The first day that has known codes; of ticks its first rows are enough."""
+        most = None if self.vendor.kind == "bars" else PIECE_ROWS // SAMPLE_FILES
         for day in days[:SAMPLE_DAYS]:
             places = spans.filter(pl.col("day") == day)["file"].unique().sort().to_list()
             chosen = [places[k] for k in np.unique(np.linspace(0, len(places) - 1, SAMPLE_FILES).astype(int))]
-            sample = with_instrument(pl.concat([self._read(place, [day]) for place in chosen]))
+            sample = with_instrument(pl.concat([self._read(place, [day], most) for place in chosen]))
             if sample["instrument"].count():
                 return sample.filter(pl.col("instrument").is_not_null())
         raise DataError(f"no code of the source's first days is one of a stock, such as {sample['code'][0]!r}: write them as SH600000, "
                         "600000.SH ..., map a column exchange, or take other rows (`where` in the column mapping)")
 
-    def _read(self, place: int, days: list) -> pl.DataFrame:
-        return collect(self.files[place], open_source(self.files[place], self.vendor).filter(pl.col("day").is_in(days)))
+    def _read(self, place: int, days: list, most: Optional[int] = None) -> pl.DataFrame:
+        frame = open_source(self.files[place], self.vendor).filter(pl.col("day").is_in(days))
+        return collect(self.files[place], frame if most is None else frame.head(most))
 
     # ---- from files to days ---------------------------------------------------------------------------------------------------
     def _frames(self, spans: pl.DataFrame) -> Iterator[tuple]:
-        """(day, rows of the source) in order; files that share days are read together, through pieces on disk where they are long."""
+        """(day, parts of its rows) in order; files that share days are read together, through pieces on disk where they are long."""
         for places, days, rows in _groups(spans):
-            if rows <= PIECE_ROWS or len(days) == 1:
+            if (rows <= PIECE_ROWS or len(days) == 1) and not any(map(self._is_long, days)):
                 frames = pl.concat([self._read(place, days) for place in places]).partition_by("day", as_dict=True, maintain_order=True)
-                yield from ((day, frames.pop((day,))) for day in days)
+                yield from ((day, iter([frames.pop((day,))])) for day in days)
                 continue
             self._spill(places, days)
             for day in days:
                 folder = _aside(self.out, self.table) / str(day)
-                yield day, pl.concat([pl.read_parquet(file) for file in sorted(folder.glob("*.parquet"))])
+                files = sorted(folder.glob("*.parquet"))
+                yield day, self._by_instrument(files) if self._is_long(day) else iter([pl.concat(map(pl.read_parquet, files))])
                 shutil.rmtree(folder)
+
+    def _is_long(self, day) -> bool:
+        return self.vendor.kind != "bars" and self.source_rows[day] > LONG_DAY
+
+    def _by_instrument(self, files: list[Path]) -> Iterator[pl.DataFrame]:
+        """The rows of a long day, some instruments at a time, in their order."""
+        key, whole = ["code", "exchange"], pl.scan_parquet(files)
+        counts = with_instrument(whole.group_by(key).len().collect(engine="streaming")).sort("instrument", "code")
+        counts = counts.with_columns(part=(pl.col("len").cum_sum() // LONG_DAY).min().over("instrument"))
+        for codes in counts.partition_by("part", maintain_order=True):
+            some = whole.filter(pl.col("code").is_in(codes["code"].unique().to_list())).collect()
+            yield some.join(codes.select(key), on=key, how="semi", nulls_equal=True)
 
     def _spill(self, places: list[int], days: list) -> None:
         """Write the rows of files aside by day, `PIECE_ROWS` at a time."""
@@ -310,25 +303,37 @@ class _Ingestion:
             frame.write_parquet(folder / f"{piece:06d}.parquet", compression="lz4")
 
     # ---- a day ----------------------------------------------------------------------------------------------------------------
-    def _write(self, day, frame: pl.DataFrame) -> pl.DataFrame:
+    def _write(self, day, parts: Iterator[pl.DataFrame]) -> pl.DataFrame:
         """Check a day and write it; what was found."""
-        found = Findings(day)
-        frame = with_instrument(frame)
-        if self.vendor.kind == "bars":
-            if (told := stamp_told(frame)) not in (None, self.settings["stamp"]):
-                raise DataError(f"the bars of {day} are stamped at their {told}, those before at their {self.settings['stamp']}: "
-                                "ingest them apart, or correct the source")
-            made = session_bars(frame, self.minutes, self.settings, found)
-        else:
-            made = clean_ticks(frame, self.vendor.kind, self.settings, self.means, found)
-        if self.daily is not None and self.vendor.kind != "orders":
-            against_daily(made, self.daily.frame(day), day, found)
-        if len(made):
-            write_day(self.out, self.table, day, made)
-        else:
-            day_file(self.out, self.table, day).unlink(missing_ok=True)
-        found.add_counts(ROWS, pl.DataFrame({"instrument": [""], "count": [len(made)], "detail": [str(self.source_rows[day])]}))
+        found, seen, rows = Findings(day), set(), 0
+        daily = None if self.daily is None else self.daily.frame(day)
+        aside, files = _aside(self.out, self.table) / "made", []
+        for part in parts:
+            made = self._checked(day, with_instrument(part), found)
+            if self.daily is not None and self.vendor.kind != "orders":
+                against_daily(made, daily, day, found)
+                seen |= set(made["instrument"].unique())
+            rows += len(made)
+            if len(made):
+                files.append(write_day(aside / str(len(files)) if self._is_long(day) else self.out, self.table, day, made))
+        if seen:
+            report_absent(seen, daily, found)
+        file = day_file(self.out, self.table, day)
+        if files and files != [file]:
+            _join(files, file)
+            shutil.rmtree(aside)
+        elif not files:
+            file.unlink(missing_ok=True)
+        found.add_counts(ROWS, pl.DataFrame({"instrument": [""], "count": [rows], "detail": [str(self.source_rows[day])]}))
         return found.frame()
+
+    def _checked(self, day, frame: pl.DataFrame, found: Findings) -> pl.DataFrame:
+        if self.vendor.kind != "bars":
+            return clean_ticks(frame, self.vendor.kind, self.settings, self.means, found)
+        if (told := stamp_told(frame)) not in (None, self.settings["stamp"]):
+            raise DataError(f"the bars of {day} are stamped at their {told}, those before at their {self.settings['stamp']}: "
+                            "ingest them apart, or correct the source")
+        return session_bars(frame, self.minutes, self.settings, found)
 
     def _report(self) -> pl.DataFrame:
         file = report_file(self.out, self.table)
@@ -340,6 +345,17 @@ class _Ingestion:
     def _save(self, old: pl.DataFrame, findings: list[pl.DataFrame]) -> None:
         with folder_lock(self.out):
             write_parquet(report_file(self.out, self.table), pl.concat([old, *findings]).sort("date", maintain_order=True))
+
+
+def _join(files: list[Path], file: Path) -> None:
+    """Files of a day, instrument after instrument, as one; aside, then renamed."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    aside = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        pl.scan_parquet(files, hive_partitioning=False).sink_parquet(aside, compression="zstd", compression_level=1)
+        os.replace(aside, file)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def _groups(spans: pl.DataFrame) -> list[tuple[list[int], list, int]]:

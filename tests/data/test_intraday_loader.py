@@ -131,6 +131,8 @@ def test_what_blocks_refuse(place, store, tmp_path):
         IntradayBlockLoader(minutes=60).load(DAYS[:2].to_numpy(), CODES)
     with pytest.raises(DataError, match="none of 1 instruments on 2 days"):
         IntradayBlockLoader(minutes=60).load(DAYS[8:10].to_numpy(), ["SZ000001"])
+    values, names = IntradayBlockLoader(minutes=60).load(DAYS[:2].to_numpy(), CODES, partial=True)
+    assert values.shape == (2, len(CODES), len(names)) and np.isnan(values).all()
     folder = tmp_path / "copy"
     shutil.copytree(files(place, 60), folder / "blocks" / "60min-aa")
     shutil.copytree(files(place, 60), folder / "blocks" / "60min-bb")

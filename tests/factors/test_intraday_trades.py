@@ -9,8 +9,7 @@ import pytest
 from qlib_ext.factors.intraday import FACTORS, IntradayOptions, order_sizes, thresholds, trade_values
 from qlib_ext.factors.ticks import bars_from_trades
 
-DAY, NAMES = date(2024, 5, 6), list(FACTORS[2:6])
-EDGES = pl.DataFrame({"instrument": ["SH600000", "SH600001"], "threshold": [30_000.0, 25_000.0]})
+DAY, NAMES, STOCKS = date(2024, 5, 6), list(FACTORS[2:6]), ("SH600000", "SH600001")
 
 
 def ticks(seed: int, stock: str, day: date) -> tuple[pl.DataFrame, pl.DataFrame]:
@@ -27,15 +26,16 @@ def ticks(seed: int, stock: str, day: date) -> tuple[pl.DataFrame, pl.DataFrame]
 
 
 def found(trades: pl.DataFrame, orders: pl.DataFrame, **options) -> pl.DataFrame:
-    made = trade_values(trades.lazy(), orders.lazy(), bars_from_trades(trades.lazy()), EDGES, IntradayOptions(**options), NAMES).collect()
-    return made.sort("date", "instrument")
+    edges = pl.DataFrame({"instrument": STOCKS, "threshold": [30_000.0, 40_000.0] if options else [160_000.0, 180_000.0]})
+    made = trade_values(trades.lazy(), orders.lazy(), bars_from_trades(trades.lazy()), edges, IntradayOptions(**options), NAMES)
+    return made.collect(engine="in-memory")
 
 
 @pytest.mark.parametrize("options", [{}, {"order_size": "observed"}])
 @pytest.mark.parametrize("kind", [pl.String, pl.Categorical])
 def test_days_and_stocks_together_are_as_each_alone(options, kind):
     parts = [[one.with_columns(pl.col("instrument").cast(kind)) for one in ticks(10 * k + n, stock, DAY + timedelta(days=k))]
-             for k in range(3) for n, stock in enumerate(("SH600000", "SH600001"))]
+             for k in range(3) for n, stock in enumerate(STOCKS)]
     together = found(*(pl.concat(one) for one in zip(*parts)), **options)
     assert together.height == 6 and together.null_count().sum_horizontal().item() == 0
     for place, part in enumerate(parts):
@@ -56,5 +56,5 @@ def test_later_days_change_nothing():
     options = IntradayOptions(min_threshold_days=2)
     assert not found(wrong, spoilt)[2:].equals(found(trades, orders)[2:])
     assert found(wrong, spoilt)[:2].equals(found(trades, orders)[:2])
-    edges = [thresholds(order_sizes(one.lazy()).collect(), DAY + timedelta(days=2), options) for one in (trades, wrong)]
+    edges = [thresholds(order_sizes(one.lazy()).collect(engine="in-memory"), DAY + timedelta(days=2), options) for one in (trades, wrong)]
     assert edges[0].equals(edges[1]) and edges[0]["threshold"][0] > 0

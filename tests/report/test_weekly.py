@@ -15,8 +15,8 @@ from qlib_ext.report import __main__ as command
 from qlib_ext.report import weekly
 from qlib_ext.report.words import both, known
 
-DAYS = pd.bdate_range("2023-08-01", "2024-06-28").difference(pd.bdate_range("2024-02-08", "2024-02-16"))
-CODES = [f"SH60{number:04d}" for number in range(60)]
+DAYS = pd.bdate_range("2023-11-01", "2024-06-28").difference(pd.bdate_range("2024-02-08", "2024-02-16"))
+CODES = [f"SH60{number:04d}" for number in range(50)]
 AS_OF = pd.Timestamp("2024-06-19")                                       # a Wednesday
 PERIODS = ("Week", "Month to date", "Year to date", "Since inception")
 
@@ -42,7 +42,7 @@ def write_store(root, price: pd.DataFrame, fields: dict[str, pd.DataFrame]):
         (root / part).mkdir(parents=True)
     (root / "calendars" / "day.txt").write_text("".join(f"{day:%Y-%m-%d}\n" for day in DAYS))
     for name, codes in (("all", CODES), ("csi500", CODES[:40]), ("few", CODES[:12])):
-        (root / "instruments" / f"{name}.txt").write_text("".join(f"{code}\t2023-08-01\t2024-06-28\n" for code in codes))
+        (root / "instruments" / f"{name}.txt").write_text("".join(f"{code}\t2023-11-01\t2024-06-28\n" for code in codes))
     ones = pd.DataFrame(1.0, price.index, price.columns)
     for code in CODES:
         folder = root / "features" / code.lower()
@@ -112,7 +112,7 @@ def test_nothing_later_than_the_day_is_used(store, tmp_path):
     for place, last in (("later", AS_OF), ("same", AS_OF - pd.Timedelta(days=1))):
         changed = [prices(), *planted(prices()).values()]
         for frame in changed:
-            frame[frame.index > last] *= np.exp(draw.normal(0, 0.3, (int((frame.index > last).sum()), 1)) * np.arange(60))
+            frame[frame.index > last] *= np.exp(draw.normal(0, 0.3, (int((frame.index > last).sum()), 1)) * np.arange(50))
         start_qlib(write_store(tmp_path / place, changed[0], dict(zip(planted(prices()), changed[1:]))))
         tables.append(weekly.weekly_table(weekly.field_scores(["$hf_skew_orth"]), str(AS_OF.date())).frame)
     start_qlib(store)
@@ -144,7 +144,7 @@ def test_universe_horizon_and_weekends(market):
 
 def test_a_row_that_begins_inside_a_period_says_so(market):
     table = weekly.weekly_table(weekly.field_scores(["$hf_skew"], "2024-03-01") | weekly.field_scores(["$hf_down_share"]))
-    assert [f"{day:%Y-%m-%d}" for day in table.frame[("", "first day")]] == ["2024-03-01", "2023-08-01"]
+    assert [f"{day:%Y-%m-%d}" for day in table.frame[("", "first day")]] == ["2024-03-01", "2023-11-01"]
     late = table.frame.loc["hf_skew"]
     assert late[("IC", "Year to date")] == late[("IC", "Since inception")] and np.isfinite(late[("long-short", "Year to date")])
 
@@ -177,7 +177,7 @@ def test_a_store_without_factors_says_what_to_run(market, tmp_path):
 
 
 @pytest.mark.parametrize("options, error, said", [
-    ({"as_of": "2022-01-04"}, DataError, "runs from 2023-08-01 to 2024-06-28"), ({"as_of": "2024-07-31"}, DataError, "outside the store"),
+    ({"as_of": "2022-01-04"}, DataError, "runs from 2023-11-01 to 2024-06-28"), ({"as_of": "2024-07-31"}, DataError, "outside the store"),
     ({"as_of": "soon"}, ConfigError, "give a date"), ({"universe": "few"}, DataError, "hf_skew.*needs 30"),
     ({"universe": "csi2"}, ConfigError, "not in the store"), ({"entry": "noon"}, ConfigError, "choose one of"),
     ({"horizon": 0}, ConfigError, "horizon")])
@@ -228,7 +228,7 @@ def test_the_command_prints_and_writes(store, database, tmp_path, monkeypatch, c
     uri, run, _ = database
     monkeypatch.chdir(tmp_path)
     given = ["--weekly", "--fields", "hf", "--recorder", run[:8], "--uri", uri, "--store", str(store)]
-    for name in ("t.csv", "t.md", "t.html"):
+    for name in ("t.csv", "t.html"):
         assert command.main([*given, "--out", name]) == 0
     printed = capsys.readouterr().out
     assert "hf_skew_orth" in printed and "2024-06-27" in printed and printed.strip().endswith("t.html")
@@ -237,21 +237,22 @@ def test_the_command_prints_and_writes(store, database, tmp_path, monkeypatch, c
     expected = by_hand(-planted(prices())["hf_skew"].loc["2024-01-02":], prices().loc["2024-01-02":], pd.Timestamp("2024-06-27"))
     columns = [" ".join(both(part)[0] for part in column) for column in expected.index]
     np.testing.assert_allclose(table.loc["beta", columns], expected, rtol=1e-4, atol=2e-6)
-    lines = (tmp_path / "t.md").read_text().splitlines()
-    assert len(lines) > 6 and {line.count("|") for line in lines[:5]} == {len(table.columns) + 2}
     page = (tmp_path / "t.html").read_text(encoding="utf-8")
     assert "日内偏度" in page and "Intraday skewness" in page and "多空" in page and ">beta<" in page and "贝塔" not in page
     assert len(re.findall(r"<td>", page)) == 3 * len(table.columns) and sorted(path.name for path in tmp_path.iterdir()) == [
-        "t.csv", "t.html", "t.md"]
+        "t.csv", "t.html"]
 
 
-def test_raw_signs_and_chinese(store, tmp_path, capsys):
-    given = ["--weekly", "--fields", "hf_skew", "--store", str(store), "--as-of", "2024-06-28", "--language", "zh"]
-    assert command.main([*given, "--out", str(tmp_path / "a.csv")]) == command.main([*given, "--raw-sign", "--out",
-                                                                                  str(tmp_path / "b.csv")]) == 0
-    turned, raw = (pd.read_csv(tmp_path / f"{name}.csv").iloc[0] for name in "ab")
-    assert turned["IC 今年以来"] == pytest.approx(-raw["IC 今年以来"]) and raw["IC 今年以来"] < 0 < turned["IC 今年以来"]
-    assert "方向为−1者" in capsys.readouterr().out
+def test_raw_signs_chinese_and_markdown(market, tmp_path, capsys):
+    given = ["--weekly", "--fields", "hf_skew", "--store", str(market), "--as-of", "2024-06-28", "--language", "zh", "--raw-sign"]
+    assert command.main([*given, "--out", str(tmp_path / "raw.csv")]) == 0 and "多空" in capsys.readouterr().out
+    turned = weekly.weekly_table(weekly.field_scores(["$hf_skew_orth"]), "2024-06-28", signs={"hf_skew_orth": -1})
+    raw, expected = pd.read_csv(tmp_path / "raw.csv").iloc[0], turned.frame.iloc[0][("IC", "Year to date")]
+    assert raw["IC 今年以来"] == pytest.approx(-expected) and raw["IC 今年以来"] < 0 and raw["方向"] == 1
+    lines = weekly.write_weekly(turned, "md", "zh").splitlines()
+    assert {line.count("|") for line in lines[:3]} == {turned.frame.shape[1] + 2} and any("方向为−1者" in line for line in lines)
+    with pytest.raises(ConfigError, match="html"):
+        weekly.write_weekly(turned, "pdf")
 
 
 def test_all_that_is_printed_has_chinese(market):

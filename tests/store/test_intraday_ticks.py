@@ -9,6 +9,7 @@ from polars.testing import assert_frame_equal
 
 from qlib_ext.errors import ConfigError, DataError
 from qlib_ext.factors.ticks import bars_from_trades, daily_from_bars, daily_from_trades
+from qlib_ext.store import intraday_ingest
 from qlib_ext.store.intraday import TABLES, IntradayFolder, session_minute
 from qlib_ext.store.intraday_ingest import ingest_intraday
 
@@ -88,6 +89,27 @@ def test_trades_without_sides_numbers_kinds_and_sequence(tmp_path):
     assert made.filter(pl.col("instrument") == "SH600000")["sequence"].to_list() == list(range(8))
     assert faults(found) == {("cancels", "SZ000001"): 1, ("no_order_number", "SH600000"): 8, ("no_order_number", "SZ000001"): 1,
                              ("no_side", "SH600000"): 6, ("no_side", "SZ000001"): 1}  # the auctions' trades have no side
+
+
+@pytest.mark.parametrize("spelled", [("{x}{n}", False), ("{n}.{x}", True)])
+def test_a_long_day_is_written_by_instruments(tmp_path, monkeypatch, spelled):
+    draw = np.random.default_rng(1)
+    codes = [f"{place}{number:06d}" for place, number in (("SZ", 1), ("SZ", 300750), ("SH", 600000), ("SH", 688001), ("SH", 600519))]
+    clock = draw.integers(MORNING, NOON, 4000).tolist()
+    rows = [(str(draw.choice(codes)), clock[k], 10 + k % 7 / 100, 100, "B", 9, 4, "F", k) for k in range(4000)]
+    frame = source(rows).with_columns(pl.col("symbol").map_elements(lambda c: spelled[0].format(x=c[:2], n=c[2:]), pl.String))
+    bad = pl.col("seq") % 7 == 0
+    frame = frame.with_columns(qty=pl.when(bad).then(0).otherwise("qty")).sample(fraction=1, shuffle=True, seed=2)
+    frame = frame.drop("seq", "buy_no", "sell_no") if spelled[1] else frame
+    (tmp_path / "b").mkdir()
+    whole = ingest(frame, tmp_path)
+    monkeypatch.setattr(intraday_ingest, "LONG_DAY", 900)
+    monkeypatch.setattr(intraday_ingest, "PIECE_ROWS", 300)
+    parts = ingest(frame, tmp_path / "b")
+    assert_frame_equal(read(tmp_path / "b"), read(tmp_path), check_exact=True)
+    assert faults(parts) == faults(whole) and parts.rows == whole.rows == 4000 - 572
+    assert sorted(one.name for one in (tmp_path / "b" / "out").iterdir()) == [
+        ".ingest-trades.lock", ".lock", "intraday.json", "reports", "trades"]
 
 
 def test_units_of_ticks_are_asked(tmp_path):

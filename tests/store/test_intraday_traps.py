@@ -124,3 +124,30 @@ def test_another_coding(tmp_path):
     with pytest.raises(DataError, match="gbk.csv is no UTF-8 text: convert it first"):
         ingest_intraday(tmp_path / "gbk.csv", tmp_path / "out", "bars", columns=columns)
     assert ingest_intraday(tmp_path / "utf8.csv", tmp_path / "out", "bars", columns=columns).rows == len(frame)
+
+
+def test_a_folder_inside_its_source(tmp_path):
+    out = tmp_path / "in" / "out"
+    (tmp_path / "in").mkdir()
+    bars().write_parquet(tmp_path / "in" / "a.parquet")
+    assert ingest_intraday(tmp_path / "in", out, "bars").days == 3
+    found = ingest_intraday(tmp_path / "in", out, "bars", overwrite=True)  # not its own files again
+    assert (found.days, found.rows) == (3, len(bars()))
+
+
+@pytest.mark.parametrize("name, value, fault", [("high", float("inf"), "impossible"), ("volume", float("inf"), "impossible"),
+                                                ("volume", 1e30, "impossible"), ("amount", float("inf"), None)])
+def test_numbers_without_end(tmp_path, name, value, fault):
+    first = pl.int_range(pl.len()) == 0
+    found = ingest(bars().with_columns(pl.when(first).then(value).otherwise(pl.col(name)).alias(name)), tmp_path).findings
+    assert ("impossible" in found["fault"].to_list()) == (fault is not None)
+    made = read(tmp_path / "out").row(0, named=True)
+    assert made["minute"] == 2 if fault else (made["minute"], made["amount"]) == (1, None)
+
+
+def test_stamps_that_are_no_text(tmp_path):
+    first = pl.int_range(pl.len()) < 2
+    text = bars().with_columns(date=pl.col("datetime").dt.strftime("%Y-%m-%d"), time=pl.col("datetime").dt.strftime("%H:%M")).drop("datetime")
+    found = ingest(text.with_columns(pl.when(first).then(None).otherwise("time").alias("time")), tmp_path).findings
+    assert found.filter(pl.col("fault") == "no_time").select("instrument", "count").rows() == [("SH600000", 2)]
+    assert len(read(tmp_path / "out")) == len(bars()) - 2
