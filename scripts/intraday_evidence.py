@@ -2,7 +2,7 @@
 
     run="python scripts/intraday_evidence.py --system multi_granularity --store STORE --cache CACHE --out OUT"
     $run --seeds 0 1 2 --epochs 10 --days-per-epoch 120                      # every variant of the system
-    $run --task-length 40 --jumps                         # walk forward, on a store of `intraday_market.py`
+    $run --task-length 40 --bare                          # walk forward, on a store of `intraday_market.py`
     $run --report
 
 STORE has its intraday folder beside it, and `build-intraday --blocks 60 30` has been run; the dates are those of the workflow and its

@@ -29,7 +29,7 @@ def slow_bars(rows, options) -> dict:
     if options.open_minutes in at and 240 in at:
         found["hf_improved_reversal"] = math.log(at[240] / at[options.open_minutes])
     day = sum(row["volume"] for row in rows if row["minute"] <= end)
-    if day:
+    if day and rows[-1]["minute"] == 240:
         found["hf_tail_share"] = sum(row["volume"] for row in rows if 240 - options.tail_minutes < row["minute"] <= end) / day
     falling = [row for x, row in returns if x < 0]
     amount, low = sum(row["amount"] for _, row in returns), sum(row["amount"] for row in falling)
@@ -63,9 +63,12 @@ def slow_minute(millisecond) -> int:
 def slow_trades(trades, orders, bars, threshold, options) -> dict:
     """Factors of one stock's day from its trades, orders (None or dicts) and bars."""
     ends = lambda millisecond: -(-slow_minute(millisecond) // options.bar_minutes) * options.bar_minutes  # noqa: E731
-    grid = {row["minute"]: row for row in bars if 0 < row["minute"] <= options.open_minutes}
+    if sum(row["minute"] > 0 and row["volume"] > 0 for row in bars) < options.min_traded * 240 / options.bar_minutes:
+        return {}
+    grid = {minute: {"amount": 0.0, "volume": 0} for minute in range(options.bar_minutes, options.open_minutes + 1, options.bar_minutes)}
+    grid |= {row["minute"]: row for row in bars if row["minute"] in grid}
     active, ordered, large, sizes = (defaultdict(float) for _ in range(4))
-    sided = False
+    sided = counted = 0
     for trade in trades:
         amount = trade["price"] * trade["quantity"]
         if options.order_size == "day" or slow_minute(trade["millisecond"]) <= options.open_minutes:
@@ -78,20 +81,20 @@ def slow_trades(trades, orders, bars, threshold, options) -> dict:
         amount, side = trade["price"] * trade["quantity"], trade["side"]
         if side == 0 and trade["buy_order"] is not None and trade["sell_order"] is not None:
             side = (trade["buy_order"] > trade["sell_order"]) - (trade["buy_order"] < trade["sell_order"])
-        sided |= side != 0
+        sided, counted = sided + (side != 0), counted + 1
         active[minute] += amount * side
         if threshold is not None:
             large[minute] += amount * ((sizes["buy", trade["buy_order"]] > threshold) - (sizes["sell", trade["sell_order"]] > threshold))
     any_order = False
     for order in orders or ():
         minute = ends(order["millisecond"])
-        if minute in grid and (order["kind"] > 0 or options.cancels):
+        if minute in grid and order["side"] and (order["kind"] > 0 or options.cancels):
             any_order, bar = True, grid[minute]
             price = order["price"] if order["price"] is not None else bar["amount"] / bar["volume"] if bar["volume"] else 0.0
             ordered[minute] += price * order["quantity"] * order["side"] * order["kind"]
     money = sum(row["amount"] for row in grid.values())
     found = {}
-    if sided and any_order:
+    if 2 * sided >= counted > 0 and any_order:
         found |= _share_and_intensity("hf_buy_intention", [active[m] + options.buy_intention_sign * ordered[m] for m in grid], money)
     if threshold is not None and all(trade["buy_order"] is not None and trade["sell_order"] is not None for trade in trades):
         found |= _share_and_intensity("hf_large_buy", [large[m] for m in grid], money)

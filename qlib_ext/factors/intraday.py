@@ -17,4 +17,5 @@ from qlib_ext.factors.intraday_options import (BAR_FACTORS, FACTORS, LARGE_ORDER
 from qlib_ext.factors.intraday_trades import order_sizes, thresholds, trade_values
 
 __all__ = ["BAR_FACTORS", "BLOCK_FEATURES", "DAY_FEATURES", "FACTORS", "LARGE_ORDER_FACTORS", "NEEDS", "PROXIES", "SIGNS", "TRADE_FACTORS",
-           "VERSION", "IntradayOptions", "bar_values", "block_features", "day_features", "named", "order_sizes", "thresholds", "trade_values"]
+           "VERSION", "IntradayOptions", "bar_values", "block_features", "day_features", "named", "order_sizes", "thresholds",
+           "trade_values"]

@@ -218,8 +218,11 @@ def _shape(r, demean, squares):
 
 @compiled
 def _tail_share(minute, volume, tail):
-    """Share of the day's volume after the first of the minutes `tail`; nothing after the second one counts."""
+    """Share of the day's volume after the first of the minutes `tail`; nothing after the second one counts. The day must be whole: its
+    last bar is there."""
     late = day = 0.0
+    if minute[-1] != SESSION:
+        return np.nan
     for j in range(len(minute)):
         if minute[j] <= tail[1]:
             day += volume[j]
@@ -234,7 +237,9 @@ def _outflow(r, volume, amount, trades):
     money = fall_money = count = fall_count = 0.0
     for j in range(len(r)):
         if r[j] == r[j]:
-            number = trades[j] if len(trades) and volume[j] > 0 else 0.0
+            number = trades[j] if len(trades) and volume[j] != 0 else 0.0
+            if volume[j] != volume[j]:
+                number = np.nan
             money += amount[j]
             count += number
             falls = 1.0 if r[j] < 0 else 0.0
@@ -251,6 +256,8 @@ def _push_up(r, opened, close, volume, amount, trades, share, size, gain, work):
     earlier ones."""
     count = 0
     for j in range(len(r)):
+        if volume[j] != volume[j]:
+            return np.nan
         if r[j] == r[j] and volume[j] > 0 and opened[j] > 0:
             number = trades[j] if len(trades) else 1.0
             if not (number >= 0 and amount[j] >= 0):

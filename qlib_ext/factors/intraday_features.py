@@ -146,7 +146,7 @@ class _Rows:
         self.opened, self.close = read["open"], read["close"]
         self.high, self.low = read.get("high", self.close), read.get("low", self.close)
         self.traded = read["volume"] > 0
-        self.volume, self.amount, self.trades = (np.where(self.traded, read.get(name, np.nan), 0.0)
+        self.volume, self.amount, self.trades = (np.where(self.traded | np.isnan(read["volume"]), read.get(name, np.nan), 0.0)
                                                  for name in ("volume", "amount", "n_trades"))
         self._price(returns)
 

@@ -50,7 +50,8 @@ class IntradayOptions:
         min_traded: share of the day's bars that must have traded.
         buy_intention_sign: 1 adds new orders to active trades, as the report's words and a public implementation do; -1 subtracts them,
             as a copied handbook prints.
-        cancels: whether a cancelled order is taken off the new ones.
+        cancels: whether orders cancelled in table orders are taken off the new ones. Shenzhen publishes cancellations among its trades,
+            where they are left out, so that with both exchanges in one cross-section only false treats them alike.
         large_deviations: standard deviations above the mean from which an order is large.
         large_scale: ``log`` of the amounts, or ``plain``.
         threshold_days: past days whose orders make the threshold, the day itself is none of them.
@@ -72,7 +73,7 @@ class IntradayOptions:
     push_share: float = 0.3
     min_traded: float = 0.25
     buy_intention_sign: int = 1
-    cancels: bool = True
+    cancels: bool = False
     large_deviations: float = 1.0
     large_scale: str = "log"
     threshold_days: int = 20
@@ -100,7 +101,7 @@ class IntradayOptions:
             raise ConfigError(f"threshold_days={self.threshold_days} must be a number of days, min_threshold_days="
                               f"{self.min_threshold_days} one from 1 up to it")
         if self.closing_auction == "outside" and self.bar_minutes > 1:
-            raise ConfigError(f"closing_auction: outside needs one-minute bars, not bars of {self.bar_minutes} minutes, which hold it whole")
+            raise ConfigError(f"closing_auction: outside needs one-minute bars: those of {self.bar_minutes} minutes hold it whole")
 
 
 def named(names, allowed: tuple[str, ...], options: IntradayOptions) -> list[str]:

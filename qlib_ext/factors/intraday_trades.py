@@ -11,11 +11,13 @@ import polars as pl
 
 from qlib_ext.errors import DataError
 from qlib_ext.factors.intraday_options import LARGE_ORDER_FACTORS, TRADE_FACTORS, IntradayOptions, named
-from qlib_ext.factors.session import OPENING, bar_end, session_minute
+from qlib_ext.factors.session import OPENING, SESSION, bar_end, session_minute
 
 KEY = ("date", "instrument")
 _INTENTION = ("hf_buy_intention_share", "hf_buy_intention_intensity", "hf_buy_intention_share_proxy", "hf_buy_intention_intensity_proxy")
 _MONEY = pl.col("price") * pl.col("quantity")
+ROUNDING = 1e-9
+"""By how much, as a share, an order must be above the threshold: where all are alike, none is large."""
 
 
 def trade_values(trades: pl.LazyFrame, orders: pl.LazyFrame | None, bars: pl.LazyFrame, thresholds: pl.DataFrame | None = None,
@@ -30,14 +32,15 @@ def trade_values(trades: pl.LazyFrame, orders: pl.LazyFrame | None, bars: pl.Laz
         hf_large_buy_intensity      mean L_j / std L_j
 
     An order is as large as what it bought or sold on the whole day, known after the close. A trade without a side takes it from its order
-    numbers, the later order being the active one. Null: a denominator of 0, no side known or no order of the stock after the open, no
+    numbers, the later order being the active one. A bar that lacks is one without trades. Null: a denominator of 0, an unknown amount,
+    too few bars of the day that traded (``min_traded``), fewer than half of the sides known, no order of a known side after the open, no
     threshold, an order number missing.
 
     Args:
         trades, orders: forms of `qlib_ext.store.intraday`. The amount of an order without a price is that of the bar's mean price, and
             nothing where the bar has none. What an exchange does not publish is not in it: Shanghai leaves out what an order trades at
             once.
-        bars: columns date, instrument, minute, amount, volume.
+        bars: columns date, instrument, minute, amount, volume, of the whole day.
         thresholds: columns instrument, threshold and, for proxies, trade_threshold, in CNY (see `thresholds`).
         names: of `intraday.TRADE_FACTORS`; None: the factors that the frames allow.
         limits: columns date, instrument, limit_up, limit_down in raw CNY: bars that lie at a limit all the time are left out of the sums,
@@ -71,9 +74,11 @@ def trade_values(trades: pl.LazyFrame, orders: pl.LazyFrame | None, bars: pl.Laz
         if name in grid.collect_schema():
             sums[name] = pl.col(name).fill_null(0.0)
     made = grid.with_columns(**sums).group_by(*KEY, maintain_order=True).agg(
-        pl.col("amount").sum().alias("money"), (pl.col("sided").fill_null(0).sum() > 0).alias("has_sides"),
+        pl.when(pl.col("amount").null_count() == 0).then(pl.col("amount").sum()).alias("money"),
+        ((pl.col("sided").sum() > 0) & (2 * pl.col("sided").sum() >= pl.col("traded").sum())).alias("has_sides"),
         pl.col("ordered").is_not_null().any().alias("has_orders"),
         *(pl.col(one).sum().alias(f"{one}_sum") for one in sums), *(_intensity(one).alias(f"{one}_intensity") for one in sums))
+    made = made.join(_traded_stocks(bars, options), on=list(KEY))
     found = _known_stocks(trades, made, thresholds, names, options)
     return found.select(*KEY, *(_value(name).alias(name) for name in names)).sort(*KEY)
 
@@ -95,16 +100,27 @@ def _intensity(name: str) -> pl.Expr:
 
 
 def _open_bars(bars: pl.LazyFrame, options, limits: pl.DataFrame | None) -> pl.LazyFrame:
-    """Bars after the open, with their amount and mean price; without those that lie at a price limit."""
-    bars = bars.filter(pl.col("minute").is_between(OPENING + 1, options.open_minutes))
+    """All bars after the open, also those that lack, with their amount and mean price; without those that lie at a price limit."""
+    ends = pl.DataFrame({"minute": range(options.bar_minutes, options.open_minutes + 1, options.bar_minutes)}, {"minute": pl.Int16}).lazy()
+    bars = bars.with_columns(pl.col("instrument").cast(pl.String))
+    every = bars.group_by(*KEY, maintain_order=True).agg().join(ends, how="cross", maintain_order="left_right")
+    bars = every.join(bars.with_columns(there=True), on=[*KEY, "minute"], how="left", maintain_order="left")
+    bars = bars.with_columns(pl.when(pl.col("there").is_null()).then(0.0).otherwise("amount").alias("amount"))
     if limits is not None:
         edges = limits.lazy().select(pl.col("date"), pl.col("instrument").cast(pl.String), "limit_up", "limit_down")
-        bars = bars.with_columns(pl.col("instrument").cast(pl.String)).join(edges, on=list(KEY), how="left")
+        bars = bars.join(edges, on=list(KEY), how="left", maintain_order="left")
         tick = 0.005
         locked = (pl.col("low") >= pl.col("limit_up") - tick) | (pl.col("high") <= pl.col("limit_down") + tick)
         bars = bars.filter(~locked.fill_null(False))
     price = pl.when(pl.col("volume") > 0).then(pl.col("amount") / pl.col("volume"))
-    return bars.select(pl.col("date"), pl.col("instrument").cast(pl.String), "minute", "amount", mean_price=price)
+    return bars.select(*KEY, "minute", "amount", mean_price=price)
+
+
+def _traded_stocks(bars: pl.LazyFrame, options) -> pl.LazyFrame:
+    """The stocks of which enough bars of the day traded."""
+    traded = ((pl.col("minute") > OPENING) & (pl.col("volume") > 0)).sum()
+    counts = bars.with_columns(pl.col("instrument").cast(pl.String)).group_by(*KEY).agg(bars_traded=traded)
+    return counts.filter(pl.col("bars_traded") >= options.min_traded * SESSION / options.bar_minutes).select(*KEY)
 
 
 def _minute(options) -> pl.Expr:
@@ -117,16 +133,16 @@ def _after_open(frame: pl.LazyFrame, options) -> pl.LazyFrame:
 
 
 def _active(trades: pl.LazyFrame, options) -> pl.LazyFrame:
-    """Active buys less active sells in CNY, and the number of trades whose side is known, by bar."""
+    """Active buys less active sells in CNY, the number of trades whose side is known, and of all, by bar."""
     derived = (pl.col("buy_order") - pl.col("sell_order")).sign().fill_null(0)
     side = pl.when(pl.col("side") != 0).then(pl.col("side")).otherwise(derived)
     return (_after_open(trades, options).with_columns(side=side).group_by(*KEY, "minute", maintain_order=True)
-            .agg(active=(_MONEY * pl.col("side")).sum(), sided=(pl.col("side") != 0).sum()))
+            .agg(active=(_MONEY * pl.col("side")).sum(), sided=(pl.col("side") != 0).sum(), traded=pl.len()))
 
 
 def _ordered(orders: pl.LazyFrame, grid: pl.LazyFrame, options) -> pl.LazyFrame:
     """New buy orders less new sell orders in CNY by bar; cancelled ones are taken off, or passed over."""
-    orders = _after_open(orders, options)
+    orders = _after_open(orders, options).filter(pl.col("side") != 0)
     if not options.cancels:
         orders = orders.filter(pl.col("kind") > 0)
     orders = orders.join(grid.select(*KEY, "minute", "mean_price"), on=[*KEY, "minute"], how="left", maintain_order="left")
@@ -153,8 +169,9 @@ def _large(trades: pl.LazyFrame, thresholds: pl.LazyFrame, options) -> pl.LazyFr
         pl.when(pl.col(order).is_not_null()).then(pl.col("counted").sum().over(*KEY, order)).alias(f"{order}_size")
         for order in ("buy_order", "sell_order"))
     after = _after_open(traded, options).join(edges, on="instrument", how="left", maintain_order="left")
-    net = (pl.col("buy_order_size") > pl.col("threshold")).cast(pl.Int8) - (pl.col("sell_order_size") > pl.col("threshold")).cast(pl.Int8)
-    large_trade = (_MONEY > pl.col("trade_threshold")).cast(pl.Int8) * pl.col("side")
+    edge = pl.col("threshold") * (1 + ROUNDING)
+    net = (pl.col("buy_order_size") > edge).cast(pl.Int8) - (pl.col("sell_order_size") > edge).cast(pl.Int8)
+    large_trade = (_MONEY > pl.col("trade_threshold") * (1 + ROUNDING)).cast(pl.Int8) * pl.col("side")
     return after.group_by(*KEY, "minute", maintain_order=True).agg(large=(_MONEY * net).sum(), large_proxy=(_MONEY * large_trade).sum())
 
 
@@ -187,7 +204,8 @@ def order_sizes(trades: pl.LazyFrame, options: IntradayOptions | None = None) ->
     for prefix, frame in (("", _order_amounts(trades, options).select(*KEY, "size")), ("trade_", trades.select(*KEY, size=_MONEY))):
         size = scaled(pl.col("size"))
         parts.append(frame.filter(pl.col("size") > 0).group_by(*KEY, maintain_order=True).agg(
-            pl.len().cast(pl.Int64).alias(f"{prefix}count"), size.sum().alias(f"{prefix}total"), (size * size).sum().alias(f"{prefix}squares")))
+            pl.len().cast(pl.Int64).alias(f"{prefix}count"), size.sum().alias(f"{prefix}total"),
+            (size * size).sum().alias(f"{prefix}squares")))
     return parts[1].join(parts[0], on=list(KEY), how="left").select(
         "date", pl.col("instrument").cast(pl.String), "count", "total", "squares", "trade_count", "trade_total", "trade_squares").sort(*KEY)
 

@@ -75,6 +75,10 @@ th,td{padding:5px 10px;text-align:right;white-space:nowrap;border-bottom:1px sol
 thead th{font-weight:600;color:var(--muted);border-bottom:1px solid var(--line);vertical-align:bottom;position:sticky;top:0;
 background:var(--card);white-space:normal;min-width:72px;line-height:1.3;z-index:1;word-break:keep-all}
 tbody th.long{white-space:normal;min-width:132px}
+.tight{font-size:12px}
+.tight th,.tight td{padding:5px 4px}
+.tight thead th{min-width:0;position:static}
+.tight th.group{text-align:center}
 .checks{margin:0 0 12px}
 tbody th,th.head{font-weight:500;text-align:left}
 tbody th:first-child{position:sticky;left:0;background:var(--card)}

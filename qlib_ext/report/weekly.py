@@ -36,6 +36,9 @@ from qlib_ext.signatures import did_you_mean
 TENTHS = 10
 FACTS = ("sign", "first day", "names")
 FIGURES = ("IC", RANK_MAE, "long-short", "long-only excess")
+SHORT = {"Week": ("Week", "本周"), "Month to date": ("Month", "本月"), "Year to date": ("Year", "今年"),
+         "Since inception": ("Start", "成立")}
+"""Periods as a page heads their columns."""
 VARIANTS = ("orth", "mean", "day")
 """Of a factor: orthogonalised mean over some days, that mean, the day's own value."""
 COMMAND = "python -m qlib_ext.store build-intraday"
@@ -239,7 +242,7 @@ def _no_field(name: str) -> ConfigError:
     known = sorted({path.name.removesuffix(".day.bin") for path in _features().glob("*/*.day.bin")})
     own = [one for one in known if one.startswith("hf_")]
     has = f"its intraday factors are {own}" if own else "it has no intraday factors"
-    return ConfigError(f"the store has no field {name}{did_you_mean(name, known)}; {has}: run `{COMMAND} STORE` (README, Intraday fields), "
+    return ConfigError(f"the store has no field {name}{did_you_mean(name, known)}; {has}: run `{COMMAND} STORE` (README, Intraday), "
                        "or name a field that is there")
 
 
@@ -337,27 +340,29 @@ def _csv(table: Weekly, language: str) -> str:
 
 
 def _html(table: Weekly, language: str) -> str:
-    voice, columns, still = Voice(language), list(table.frame), ' style="position:static"'
-    periods = [period for figure, period in columns if figure == FIGURES[0]]
-    heads = "".join(f'<th rowspan="2"{still}>{voice.html(name)}</th>' for name in FACTS)
-    heads += "".join(f'<th colspan="{len(periods)}"{still}>{voice.html(name)}</th>' for name in FIGURES)
-    below = "".join(f"<th{still}>{voice.html(period)}</th>" for figure, period in columns if figure)
-    rows = [f'<tr><th scope="row" class="long">{_title(str(name), voice)}</th>{"".join(f"<td>{escape(one)}</td>" for one in values)}</tr>'
-            for name, values in zip(table.frame.index, _texts(table).to_numpy())]
-    body = (f'<div class="scroll" tabindex="0"><table><thead><tr><th class="head" rowspan="2"{still}>{voice.html("score")}</th>{heads}</tr>'
-            f'<tr>{below}</tr></thead>\n<tbody>\n' + "\n".join(rows) + "\n</tbody></table></div>")
+    voice, columns = Voice(language), [column for column in table.frame if column[0]]
+    texts = _texts(table)
+    heads = "".join(f'<th class="group" colspan="{len(columns) // len(FIGURES)}">{voice.html(name)}</th>' for name in FIGURES)
+    below = "".join(f"<th>{voice.pair(*SHORT[period])}</th>" for _, period in columns)
+    rows = [f'<tr><th scope="row" class="long">{_title(str(name), facts, voice)}</th>'
+            f'{"".join(f"<td>{escape(one)}</td>" for one in values)}</tr>'
+            for name, facts, values in zip(table.frame.index, texts[""].to_numpy(), texts[columns].to_numpy())]
+    head = f'<tr><th class="head" rowspan="2">{voice.html("score")}</th>{heads}</tr><tr>{below}</tr>'
+    lines = "\n".join(rows)
+    body = f'<div class="scroll" tabindex="0"><table class="tight"><thead>{head}</thead>\n<tbody>\n{lines}\n</tbody></table></div>'
     notes = "".join(f'<p class="note">{voice.html("Note:")} {voice.html(note)}</p>' for note in table.notes)
     title = voice.pair(f"Weekly table, {table.day}", f"因子与模型周报，{table.day}", "span")
     page = "\n".join([toolbar(voice), f"<header><h1>{title}</h1></header>", card("broker", body + notes, table.convention, voice)])
     return document(f"{'因子与模型周报' if language == 'zh' else 'Weekly table'} · {table.day}", page, language)
 
 
-def _title(name: str, voice: Voice) -> str:
-    """A factor's name in words with its field, or the name of a model or another field."""
-    base = re.sub(r"(_proxy)?(_orth|_1d)?$", "", name)
-    if base not in FACTORS:
-        return escape(name)
-    return f'{voice.html(base)} <span class="none">{escape(name)}</span>'
+def _title(name: str, facts: Sequence[str], voice: Voice) -> str:
+    """A factor's name in words with its field, or the name of a model or another field; sign, first day and stocks below."""
+    base, (sign, first, names) = re.sub(r"(_proxy)?(_orth|_1d)?$", "", name), facts
+    lines = [voice.html(base)] if base in FACTORS else []
+    lines.append(escape(name) + " × \N{MINUS SIGN}1" * (sign != "1"))
+    lines.append(voice.pair(f"from {first}, {names} stocks", f"自{first}起，{names}只"))
+    return lines[0] + "".join(f'<br><small class="none">{line}</small>' for line in lines[1:])
 
 
 KINDS: dict[str, Any] = {"txt": _text, "md": _markdown, "csv": _csv, "html": _html}

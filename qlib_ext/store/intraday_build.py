@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import time
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Mapping, Optional, Sequence, Union
 
@@ -25,7 +25,7 @@ from qlib_ext.factors.intraday_features import BLOCK_FEATURES, DAY_FEATURES
 from qlib_ext.signatures import did_you_mean
 from qlib_ext.store.disk import real_path
 from qlib_ext.store.intraday import SESSION, IntradayFolder, bar_minutes
-from qlib_ext.store.intraday_days import DayPlan, DayWork, clear_stale, write_text_aside
+from qlib_ext.store.intraday_days import DayPlan, DayWork, clear_stale, columns_of, write_text_aside
 from qlib_ext.store.intraday_fields import IntradayWriter
 from qlib_ext.store.intraday_panel import DayPanels, Market, read_limits, read_market, write_fields
 from qlib_ext.store.intraday_pool import run_days
@@ -36,6 +36,7 @@ logger = logging.getLogger("qlib_ext.store")
 ABOUT = "about.json"
 _NEEDS = {**formulas.NEEDS, **formulas.PROXIES}
 _BLOCK = 4096  # bytes a disk sets aside at a time
+_SAMPLE = 16  # days whose trades are asked for numbers of orders
 
 
 def build_intraday(
@@ -57,12 +58,14 @@ def build_intraday(
     store : folder of a Qlib store that `ingest` made
     folder : of the intraday tables; default `<store>.intraday`
     first, last : days to compute, both included (YYYY-MM-DD text, date or time stamp); None = all. The fields hold all days that
-        have ever been computed with these options.
-    factors : of `qlib_ext.factors.intraday.FACTORS`; None = all that the tables allow, with a line on each of the others
+        have ever been computed with these options; those whose tables were ingested again since are computed again.
+    factors : of `qlib_ext.factors.intraday.FACTORS`; None = all that the tables allow, with a line on each of the others. Fields of
+        other factors go.
     options : of the formulas (`IntradayOptions`), by name, or a YAML file of them
     mean : trading days over which `$hf_<factor>` is averaged
     workers : processes that compute days; 1 = this one, None = one for each 16 days, at most as many as processors
-    blocks : minutes of the bars of blocks that are made for networks (240 or 'day', 60, 30 ...)
+    blocks : minutes of the bars of blocks that are made for networks (240 or 'day', 60, 30 ...), beside those that the folder has
+        with these options already
     table : of bars; default the one of the shortest bars
 
     Raises
@@ -71,31 +74,53 @@ def build_intraday(
         An unknown factor or option, blocks that the bars do not divide, no trading day between `first` and `last`.
     DataError
         No store of this package, no intraday folder, nothing in common between the two; tables that a named factor needs lack; files
-        of days that cannot be used (all are named, the other days are done); another writer at the store.
+        of days that cannot be used (all are named, the other days are done); another writer at the store, or a store that was
+        ingested again while days were computed.
     """
     started, out = time.time(), real_path(store)
     days_mean(np.empty((0, 0)), mean)  # says what is wrong with it
     if workers is not None and workers < 1:
         raise ConfigError(f"workers={workers}: give a number of processes, at least 1")
+    span = _span(first, last)
+    _check_store(out)
     plan = plan_days(out, folder, factors, options, blocks, table)
-    market = _store_market(out)
+    market = read_market(out, orthogonal=False)
     work = DayWork(plan, read_limits(out, market) if set(plan.names) & set(formulas.TRADE_FACTORS) else None)
-    days = _common_days(work, market, first, last)
+    days = _common_days(work, market, *span)
     _check_stocks(work, market, days)
-    compute_days(work, days, workers)
-    names, features = list(plan.names), [f"hi_{name}" for name in DAY_FEATURES]
     table_days = work.days[plan.table]
-    made = [day for day in table_days[np.isin(table_days, market.days)] if work.file("daily", day).is_file()]
+    common = list(table_days[np.isin(table_days, market.days)])
+    compute_days(work, days, workers, common)
+    _warn_of_lacks(work, days)
     with StoreLock(out):
-        market = read_market(out)
-        panels = DayPanels(work, market, made)
-        needed = 4 * market.length.sum() * (3 * len(names) + len(features))
-        with IntradayWriter(out, int(needed + len(market.codes) * (3 * len(names) + len(features)) * _BLOCK // 2)) as writer:
-            about = write_fields(writer, panels, names, features, mean, VALID_SHARE)
-            about["left_out"].update(plan.left_out)
-            writer.publish_intraday({**about, **_about(work, made, mean)})
-    _report(writer, about, made, time.time() - started)
+        _publish(out, work, market.days, common, mean)
+    logger.info("store %s, %.1f seconds", out, time.time() - started)
     return out
+
+
+def _publish(out: Path, work: DayWork, calendar: np.ndarray, days: Sequence[np.datetime64], mean: int) -> None:
+    """Write the fields of those of the days that are made; `calendar` is the store's when they were computed."""
+    market, plan = read_market(out), work.plan
+    if not np.array_equal(market.days[:len(calendar)], calendar):
+        raise DataError(f"store {out} was ingested again while days were computed, and has another calendar now; it is left as it is: "
+                        "run build-intraday again (what is computed is kept)")
+    made = work.made(days)
+    stale = [day for day in days if day not in made and work.file("daily", day).is_file()]
+    if stale or not made:
+        logger.warning("the tables of %d days, first %s, were ingested again while days were computed: they are unknown; run "
+                       "build-intraday again", len(stale), next(iter(stale), None))
+    if not made:
+        raise DataError(f"intraday folder {plan.folder} was changed while days were computed; store {out} is left as it is: run "
+                        "build-intraday again")
+    names, features = list(plan.names), [f"hi_{name}" for name in DAY_FEATURES]
+    before = (read_metadata(out).get("intraday") or {}).get("fields", {})
+    panels = DayPanels(work, market, list(made))
+    needed = 4 * market.length.sum() * (3 * len(names) + len(features))
+    with IntradayWriter(out, int(needed + len(market.codes) * (3 * len(names) + len(features)) * _BLOCK // 2)) as writer:
+        about = write_fields(writer, panels, names, features, mean, VALID_SHARE)
+        about["left_out"].update(plan.left_out)
+        writer.publish_intraday({**about, **_about(work, made, mean)})
+    _report(writer, about, list(made), [name for name in before if name not in about["fields"]])
 
 
 def plan_days(store: Path, folder=None, factors=None, options=None, blocks=(), table=None) -> DayPlan:
@@ -106,9 +131,10 @@ def plan_days(store: Path, folder=None, factors=None, options=None, blocks=(), t
     options = read_options(options, bar_minutes(table))
     why = possible(source, table)
     names = _names(source, why, factors, options)
-    return DayPlan(str(place), table, options, tuple(names), True, _blocks(blocks, bar_minutes(table)), trades="trades" in source.tables(),
+    plan = DayPlan(str(place), table, options, tuple(names), True, _blocks(blocks, bar_minutes(table)), trades="trades" in source.tables(),
                    orders="orders" in source.tables() and any("orders" in _NEEDS[name] for name in names),
                    left_out=tuple((name, f"it needs {what}") for name, what in why.items() if what and name in formulas.FACTORS))
+    return replace(plan, blocks=tuple(dict.fromkeys([*plan.blocks, *_blocks_there(place, plan.block_key)])))
 
 
 def read_options(options: Union[str, Path, Mapping, None], minutes: int = 1) -> formulas.IntradayOptions:
@@ -138,20 +164,31 @@ def read_options(options: Union[str, Path, Mapping, None], minutes: int = 1) -> 
 
 
 def possible(source: IntradayFolder, table: str) -> dict[str, str]:
-    """Why each factor, or proxy of one, cannot be made of a folder's tables, by name; "" for those that can."""
-    tables, day = set(source.tables()), source.days(table)[-1]
-    have = {"bars", *tables & {"trades", "orders"}}
-    if "n_trades" in source.scan(table, day, day).collect_schema().names():
+    """Why each factor, or proxy of one, cannot be made of a folder's tables on any day, by name; "" for those that can.
+
+    Numbers of orders are looked for on the first, the last and some other days.
+    """
+    have = {"bars", *set(source.tables()) & {"trades", "orders"}}
+    if any("n_trades" in columns_of(source.path_of(table, day)) for day in source.days(table)[::-1]):
         have.add("n_trades")
     needs = dict(_NEEDS)
     if "trades" in have:
-        day = source.days("trades")[-1]
-        if source.scan("trades", day, day).select(pl.col("buy_order").is_not_null().any()).collect().item():
+        days = source.days("trades")
+        sample = days[np.unique(np.linspace(0, len(days) - 1, _SAMPLE).astype(int))]
+        if any(_order_numbers(source.path_of("trades", day)) for day in sample[::-1]):
             have.add("order_numbers")
         needs.update({name: (*_NEEDS[name], "order_numbers") for name in formulas.LARGE_ORDER_FACTORS if name in formulas.FACTORS})
     words = {"n_trades": f"the number of trades of each bar (column n_trades of {table})", "trades": "table trades",
              "orders": "table orders", "order_numbers": "the numbers of the orders in table trades"}
     return {name: ", ".join(words.get(need, need) for need in parts if need not in have) for name, parts in needs.items()}
+
+
+def _order_numbers(file: Path) -> bool:
+    """Whether trades of a day have numbers of orders; not where the file cannot be read: it is named when its turn comes."""
+    try:
+        return bool(pl.scan_parquet(file).select(pl.col("buy_order").is_not_null().any()).collect().item())
+    except (OSError, pl.exceptions.PolarsError):
+        return False
 
 
 # ---- checks before long work --------------------------------------------------------------------------------------------------
@@ -194,22 +231,45 @@ def _blocks(blocks: Sequence[Union[int, str]], bar: int) -> tuple[int, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def _store_market(store: Path) -> Market:
+def _blocks_there(folder: Path, key: str) -> list[int]:
+    """Minutes of the blocks that the folder has with a key: they are kept up to date too; a warning of those with other keys."""
+    found = {path.name: path.name.partition("min-") for path in sorted((folder / "blocks").glob("*min-*")) if path.is_dir()}
+    others = [name for name, (_, _, other) in found.items() if other != key]
+    if others:
+        logger.warning("the blocks %s of intraday folder %s were made with other options, tables or formulas and stay as they are",
+                       ", ".join(others), folder)
+    return sorted(int(minutes) for minutes, _, other in found.values() if other == key and minutes.isdecimal())
+
+
+def _check_store(store: Path) -> None:
     metadata = read_metadata(store)
     if metadata is None or metadata["format"] < 2:
         raise DataError(f"store {store} was not made by this version of qlib_ext, which records what its files hold; ingest its tables "
                         "with `python -m qlib_ext.store ingest` first")
-    return read_market(store, orthogonal=False)
 
 
-def _common_days(work: DayWork, market: Market, first, last) -> list[np.datetime64]:
+def _span(first, last) -> list[Optional[np.datetime64]]:
+    """The days --from and --to, None where they are not given."""
+    found = []
+    for flag, day in (("--from", first), ("--to", last)):
+        try:
+            found.append(None if day is None else np.datetime64(as_day(day)))
+        except ConfigError as error:
+            raise ConfigError(f"{flag} {day!r} is no day; write it as YYYY-MM-DD") from error
+    if None not in found and found[0] > found[1]:
+        raise ConfigError(f"no day from {found[0]} to {found[1]}: swap --from and --to")
+    return found
+
+
+def _common_days(work: DayWork, market: Market, first: Optional[np.datetime64], last: Optional[np.datetime64]) -> list[np.datetime64]:
     """Days of the folder's bars on the store's calendar between the two days that are asked for."""
     days, table = work.days[work.plan.table], work.plan.table
     if not len(days):
         raise DataError(f"table {table} of intraday folder {work.plan.folder} has no day")
-    low, high = (np.datetime64(as_day(edge)) if edge is not None else bound for edge, bound in ((first, days[0]), (last, days[-1])))
+    low, high = days[0] if first is None else first, days[-1] if last is None else last
     if low > high:
-        raise ConfigError(f"no day from {low} to {high}: swap --from and --to")
+        where = f"ends on {days[-1]}, before --from {low}" if last is None else f"begins on {days[0]}, after --to {high}"
+        raise ConfigError(f"no day to compute: table {table} of intraday folder {work.plan.folder} {where}")
     inside = days[(days >= low) & (days <= high)]
     common = inside[np.isin(inside, market.days)]
     if not len(common):
@@ -237,8 +297,9 @@ def _check_stocks(work: DayWork, market: Market, days: list[np.datetime64]) -> N
 
 
 # ---- the days -----------------------------------------------------------------------------------------------------------------
-def compute_days(work: DayWork, days: Sequence[np.datetime64], workers: Optional[int] = 1) -> None:
-    """Compute what the days lack.
+def compute_days(work: DayWork, days: Sequence[np.datetime64], workers: Optional[int] = 1,
+                 others: Sequence[np.datetime64] = ()) -> None:
+    """Compute what the days lack, and again what the `others` have of tables that were ingested again since.
 
     Raises
     ------
@@ -249,11 +310,14 @@ def compute_days(work: DayWork, days: Sequence[np.datetime64], workers: Optional
     for kind, place in work.places.items():
         clear_stale(place)
         _write_about(work, kind, place)
+    tasks = work.tasks([kind for kind in work.places if kind != "sizes"], days, others)
+    again = sorted({task.day for task in tasks} - set(days))
     if plan.needs_thresholds:
-        wanted = sorted({past for day in days for past in [*work.past(day), day] if past in work.days["trades"]})
+        wanted = sorted({past for day in (*days, *again) for past in [*work.past(day), day] if past in work.days["trades"]})
         faults += run_days(plan, work.tasks(["sizes"], wanted), workers, "order sizes")
-    tasks = work.tasks([kind for kind in work.places if kind != "sizes"], days)
-    logger.info("%d days, %s..%s, %d of them to be computed", len(days), days[0], days[-1], len(tasks))
+    logger.info("%d days, %s..%s, %d of them to be computed", len(days), days[0], days[-1], len(tasks) - len(again))
+    if again:
+        logger.warning("%d other days, first %s, are computed again too: their tables were ingested again since", len(again), again[0])
     if not faults:
         faults = run_days(plan, tasks, workers, "intraday days")
     if faults:
@@ -272,20 +336,31 @@ def _write_about(work: DayWork, kind: str, place: Path) -> None:
     write_text_aside(place / ABOUT, json.dumps(about, indent=1, default=str))
 
 
-def _about(work: DayWork, made: list[np.datetime64], mean: int) -> dict:
-    """What the store's metadata say of the fields, beside their names and regressors."""
-    plan = work.plan
-    sources = {str(day): work.source("daily", day) for day in made}
-    return {"format": 1, "version": formulas.VERSION, "days": [str(made[0]), str(made[-1]), len(made)], "table": plan.table,
+def _warn_of_lacks(work: DayWork, days: Sequence[np.datetime64]) -> None:
+    """Say on how many days factors stay unknown, since a table or column that they need lacks."""
+    for need in ("trades", "orders", "n_trades"):
+        names = [name for name in work.plan.names if need in _NEEDS[name]]
+        dark = [day for day in days if not work.has(need, day)] if names else []
+        if dark:
+            logger.warning("%d of %d days have no %s, first %s: unknown on them are %s", len(dark), len(days), need, dark[0],
+                           ", ".join(names))
+
+
+def _about(work: DayWork, made: Mapping[np.datetime64, str], mean: int) -> dict:
+    """What the store's metadata say of the fields, beside their names and regressors; `made`: days, and what they were made of."""
+    plan, days = work.plan, [str(day) for day in made]
+    sources = dict(zip(days, made.values()))
+    return {"format": 1, "version": formulas.VERSION, "days": [days[0], days[-1], len(days)], "table": plan.table,
             "factors": list(plan.names), "limits": work.limits is not None, "options": asdict(plan.options), "days_mean": mean,
             "valid_share": VALID_SHARE, "key": plan.key, "folder": os.path.basename(plan.folder), "folder_digest": combine(sources, {})}
 
 
-def _report(writer: IntradayWriter, about: dict, made: list, seconds: float) -> None:
+def _report(writer: IntradayWriter, about: dict, made: list, gone: list[str]) -> None:
     logger.info("%d intraday fields of %d days, %s..%s; orthogonalised on %s", len(about["fields"]), len(made), made[0], made[-1],
                 ", ".join(f"{name} ({days} days)" for name, days in about["regressors"].items()) or "a constant")  # fmt: skip
     if writer.changed:
         logger.warning("%d values that the store had of earlier days are different now, first %s: the options, the formulas, the days "
                        "computed or the source files changed; what was computed from them is out of date", writer.changed,
                        writer.first_changed)
-    logger.info("store %s, %.1f seconds", writer.out, seconds)
+    if gone:
+        logger.warning("%d fields that the store had are gone, since this run did not make them: %s", len(gone), ", ".join(gone))

@@ -136,19 +136,28 @@ class DayWork:
 
     def past(self, day: np.datetime64) -> np.ndarray:
         """The days before `day` whose orders make its thresholds, at most as many as the option says."""
-        days = self.days["trades"]
-        stop = int(np.searchsorted(days, day))
-        return days[max(stop - self.plan.options.threshold_days, 0):stop]
+        calendar = self.days[self.plan.table]
+        stop = int(np.searchsorted(calendar, day))
+        return np.intersect1d(calendar[max(stop - self.plan.options.threshold_days, 0):stop], self.days["trades"])
 
-    def tasks(self, kinds: Sequence[str], days: Sequence[np.datetime64]) -> list[Task]:
-        """What the days lack of some kinds of results, or have of other source files."""
-        found = []
-        for day in days:
-            sources = {kind: self.source(kind, day) for kind in kinds}
+    def tasks(self, kinds: Sequence[str], days: Sequence[np.datetime64], others: Sequence[np.datetime64] = ()) -> list[Task]:
+        """What the days lack of some kinds of results, or have of other source files; of the `others` only the latter."""
+        asked, found = set(days), []
+        for day in sorted({*days, *others}):
+            sources = {kind: self.source(kind, day) for kind in kinds if day in asked or self.file(kind, day).is_file()}
             sources = {kind: source for kind, source in sources.items() if written_source(self.file(kind, day)) != source}
             if sources:
                 found.append(Task(day, sources, self.limits.frame(day) if "daily" in sources and self._asks_limits(day) else None))
         return found
+
+    def made(self, days: Sequence[np.datetime64]) -> dict[np.datetime64, str]:
+        """Those of the days whose daily values were made of the source files that are there now, and what these are."""
+        written = {day: written_source(self.file("daily", day)) for day in days}
+        return {day: source for day, source in written.items() if source is not None and source == self.source("daily", day)}
+
+    def has(self, need: str, day: np.datetime64) -> bool:
+        """Whether a day has a table, or its bars a column, that factors need."""
+        return "n_trades" in columns_of(self.folder.path_of(self.plan.table, day)) if need == "n_trades" else self._has(need, day)
 
     def _asks_limits(self, day: np.datetime64) -> bool:
         return self.limits is not None and bool(set(self.plan.names) & set(formulas.TRADE_FACTORS)) and self._has("trades", day)
@@ -194,8 +203,12 @@ class DayWork:
         if kinds == ["sizes"]:
             return {"sizes": formulas.order_sizes(trades, plan.options).drop("date").with_columns(_TEXT).collect(engine="in-memory")}
         lazy: dict[tuple[str, int], pl.LazyFrame] = {}
-        bar_names = [name for name in plan.names if name in formulas.BAR_FACTORS]
-        tick_names = [name for name in plan.names if name in formulas.TRADE_FACTORS]
+        lacks = {"orders"} if orders is None else set()                                       # of this day; what needs it stays unknown
+        if bars is not None and "n_trades" not in bars.collect_schema():
+            lacks.add("n_trades")
+        makes = [name for name in plan.names if not lacks & set({**formulas.NEEDS, **formulas.PROXIES}[name])]
+        bar_names = [name for name in makes if name in formulas.BAR_FACTORS]
+        tick_names = [name for name in makes if name in formulas.TRADE_FACTORS]
         if "daily" in kinds:
             lazy["daily", 0] = formulas.bar_values(bars, plan.options, bar_names)
             if plan.features:
@@ -289,6 +302,14 @@ def written_source(file: Path) -> Optional[str]:
         return pl.read_parquet_metadata(file).get(SOURCE)
     except (OSError, pl.exceptions.PolarsError):
         return None
+
+
+def columns_of(file: Path) -> list[str]:
+    """Columns of a Parquet file, from its head; none where it cannot be read."""
+    try:
+        return list(pl.read_parquet_schema(file))
+    except (OSError, pl.exceptions.PolarsError):
+        return []
 
 
 def write_aside(file: Path, frame: pl.DataFrame, metadata: dict[str, str]) -> None:

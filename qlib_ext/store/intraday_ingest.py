@@ -25,7 +25,7 @@ from qlib_ext.store.intraday_units import settle, stamp_told
 logger = logging.getLogger("qlib_ext.store")
 PIECE_ROWS = 2_000_000
 """Rows of a source that are held at a time; of a longer source whose files hold many days each, pieces are kept on disk by day."""
-LONG_DAY = 8_000_000
+LONG_DAY = 4_000_000
 """A day of more trades or orders is checked and written some instruments at a time."""
 SAMPLE_FILES, SAMPLE_DAYS = 40, 5
 _SAVE_EVERY = 10
@@ -259,7 +259,7 @@ class _Ingestion:
         """The rows of a long day, some instruments at a time, in their order."""
         key, whole = ["code", "exchange"], pl.scan_parquet(files)
         counts = with_instrument(whole.group_by(key).len().collect(engine="streaming")).sort("instrument", "code")
-        counts = counts.with_columns(part=(pl.col("len").cum_sum() // LONG_DAY).min().over("instrument"))
+        counts = counts.with_columns(part=pl.col("len").cum_sum() // LONG_DAY).with_columns(pl.col("part").min().over("instrument"))
         for codes in counts.partition_by("part", maintain_order=True):
             some = whole.filter(pl.col("code").is_in(codes["code"].unique().to_list())).collect()
             yield some.join(codes.select(key), on=key, how="semi", nulls_equal=True)

@@ -79,7 +79,8 @@ class StoreLock:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except (BlockingIOError, PermissionError) as error:
                 file.close()
-                raise DataError(f"another ingestion is writing {self.out} now; wait for it, or give another --out") from error
+                raise DataError(f"another command (ingest or build-intraday) is writing {self.out} now: wait until it is done, or name "
+                                "another store") from error
             if self._still_there(file):
                 break
             file.close()  # its last holder removed the file between our open and our lock

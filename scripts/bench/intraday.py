@@ -120,7 +120,8 @@ def pandas_factors(frame: pd.DataFrame, options: IntradayOptions) -> pd.DataFram
     if "n_trades" in frame:
         amount, trades = frame["amount"], frame["n_trades"]
         found["hf_outflow_share"] = (total(amount.where(fall, 0)) / total(trades.where(fall, 0))) / (total(amount) / total(trades))
-        ranked = frame[key].assign(size=amount / trades, gain=np.log(frame["close"] / frame["open"]))[trades > 0].sort_values("size", ascending=False, kind="stable")
+        ranked = frame[key].assign(size=amount / trades, gain=np.log(frame["close"] / frame["open"]))[trades > 0]
+        ranked = ranked.sort_values("size", ascending=False, kind="stable")
         groups = ranked.groupby(key, observed=True, sort=False)
         chosen = ranked[groups.cumcount() < np.ceil(options.push_share * groups["size"].transform("size") - 1e-9)]
         found["hf_push_up"] = np.expm1(chosen.groupby(key, observed=True, sort=False)["gain"].sum())
@@ -211,13 +212,13 @@ def against_pandas(files: list[Path], options: IntradayOptions, rounds: int) -> 
 
 
 def memory_part(folder: Path, files: list[Path]) -> None:
-    print("memory of processes of their own (with the libraries alone: 0 days)")
+    print("greatest memory of processes of their own (0 days: the libraries alone)")
     for count in sorted({0, min(5, len(files)), len(files) // 2, len(files)}):
-        code = (f"import sys; sys.argv = ['bench', '--folder', {str(folder)!r}]; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-                f"import intraday as bench, resource\nfiles = bench.day_files(bench.Path({str(folder)!r}), 'bars_1min')[:{count}]\n"
-                "bench.factors(files, bench.IntradayOptions())\nprint(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)")
+        code = (f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\nimport intraday as bench\n"
+                f"bench.factors(bench.day_files(bench.Path({str(folder)!r}), 'bars_1min')[:{count}], bench.IntradayOptions())\n"
+                "print(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')).split()[1])")
         made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        print(f"  {count:3d} days {made.stdout.strip():>6} MB", flush=True)
+        print(f"  {count:3d} days {int(made.stdout) // 1024:6d} MB", flush=True)
 
 
 def features_part(files: list[Path], arguments: argparse.Namespace) -> None:

@@ -14,8 +14,8 @@ def day() -> pl.DataFrame:
     random = np.random.default_rng(3)
     close = np.round(10 * np.exp(np.cumsum(random.normal(0, 1e-3, 240))), 2)
     volume = 100 * random.integers(1, 50, 240)
-    return pl.DataFrame({"date": [date(2024, 5, 6)] * 240, "instrument": ["SH600000"] * 240, "minute": pl.Series(range(1, 241), dtype=pl.Int16),
-                         "open": np.r_[10.0, close[:-1]], "close": close, "volume": volume, "amount": close * volume,
+    return pl.DataFrame({"date": [date(2024, 5, 6)] * 240, "instrument": ["SH600000"] * 240,
+                         "minute": pl.Series(range(1, 241), dtype=pl.Int16), "open": np.r_[10.0, close[:-1]], "close": close, "volume": volume, "amount": close * volume,
                          "n_trades": random.integers(1, 20, 240)})
 
 
@@ -35,7 +35,8 @@ def test_the_kth_largest_is_that_of_a_sort():
 
 
 @pytest.mark.parametrize("column, lost", [
-    ("volume", {"hf_tail_share"}), ("amount", {"hf_outflow_share", "hf_push_up", "hf_outflow_share_proxy", "hf_push_up_proxy"}),
+    ("volume", {"hf_tail_share", "hf_outflow_share", "hf_push_up", "hf_push_up_proxy"}),
+    ("amount", {"hf_outflow_share", "hf_push_up", "hf_outflow_share_proxy", "hf_push_up_proxy"}),
     ("n_trades", {"hf_outflow_share", "hf_push_up"}), ("open", set()), ("close", set())])
 def test_an_unknown_number_costs_what_needs_it(column, lost):
     whole, frame = values(day()), day()

@@ -101,16 +101,15 @@ def test_trades_and_orders_have_closed_forms():
     buys = [3000 if k % 2 else 2000 for k in range(30)]
     trades, bars, new = ticks(buys, [1000] * 30, 1000), frame(steps([UP] * 240)), placed([500] * 30, 1)
     orders = orders_of(new + [(time, price, 10, side, order, -1) for time, price, _, side, order, _ in new])
-    net = [bought - 1000 + 500 - 100 for bought in buys]
     found = of_trades(trades, orders, bars, 2500.0)
-    assert found["hf_buy_intention_share"] == pytest.approx(sum(net) / 30_000)
-    assert found["hf_buy_intention_intensity"] == pytest.approx(1900 / 500)                 # 1400 and 2400 in turn
+    assert found["hf_buy_intention_share"] == pytest.approx(sum(bought - 1000 + 500 for bought in buys) / 30_000)
+    assert found["hf_buy_intention_intensity"] == pytest.approx(2000 / 500)                 # 1500 and 2500 in turn
     assert found["hf_large_buy_share"] == pytest.approx(15 * 3000 / 30_000)                  # only the buys of 3000 are large
     assert found["hf_large_buy_intensity"] == pytest.approx(1500 / 1500)
     minus = of_trades(trades, orders, bars, 2500.0, buy_intention_sign=-1)
-    assert minus["hf_buy_intention_share"] == pytest.approx(sum(bought - 1000 - 400 for bought in buys) / 30_000)
-    kept = of_trades(trades, orders, bars, 2500.0, cancels=False)
-    assert kept["hf_buy_intention_share"] == pytest.approx(sum(bought - 1000 + 500 for bought in buys) / 30_000)
+    assert minus["hf_buy_intention_share"] == pytest.approx(sum(bought - 1000 - 500 for bought in buys) / 30_000)
+    taken_off = of_trades(trades, orders, bars, 2500.0, cancels=True)
+    assert taken_off["hf_buy_intention_share"] == pytest.approx(sum(bought - 1000 + 400 for bought in buys) / 30_000)
 
 
 def test_an_order_is_as_large_as_all_its_trades():
@@ -326,6 +325,7 @@ def test_a_missing_bar_costs_what_needs_it():
     rows = steps([UP if k % 2 else DOWN for k in range(240)])
     for gone, lost in ((29, True), (239, True), (100, False)):
         found = values(frame(rows[:gone] + rows[gone + 1:]))
+        assert (found["hf_tail_share"] is None) == (gone == 239)
         assert (found["hf_improved_reversal"] is None) == lost and found["hf_skew"] is not None and found["bars_traded"] == 239
 
 
@@ -340,8 +340,34 @@ def test_sides_and_orders_that_lack():
     elsewhere = orders.with_columns(instrument=pl.lit("SH600001"))
     assert of_trades(trades, elsewhere, bars)["hf_buy_intention_share"] is None              # no silent proxy
     assert of_trades(trades, orders, bars, None)["hf_buy_intention_share"] == pytest.approx(30 * 1500 / 30_000)
-    nothing = of_trades(trades, None, frame([row | {"volume": 0, "amount": 0.0} for row in steps([1.0] * 240)]))
-    assert nothing["hf_large_buy_share"] is None
+    nobody = orders.with_columns(side=pl.lit(0, pl.Int8))
+    assert of_trades(trades, nobody, bars)["hf_buy_intention_share"] is None
+    few = unnumbered.with_columns(side=pl.when(pl.col("sequence") == 0).then(pl.lit(1, pl.Int8)).otherwise("side"))
+    assert of_trades(few, None, bars, None, ["hf_buy_intention_share_proxy"], proxy=True)["hf_buy_intention_share_proxy"] is None
+    unknown = bars.with_columns(amount=pl.when(pl.col("minute") != 7).then("amount"))
+    assert of_trades(trades, orders, unknown)["hf_buy_intention_share"] is None
+    silent = frame([row | {"volume": 0, "amount": 0.0} for row in steps([1.0] * 240)])
+    assert trade_values(trades.lazy(), None, silent.lazy(), edge(1.0)).collect().height == 0       # too few bars traded
+    assert of_trades(trades, None, silent, min_traded=0.0)["hf_large_buy_share"] is None           # nothing to divide by
+
+
+def test_minutes_without_a_bar_are_minutes_without_trades():
+    """Trades in every third minute: it does not matter whether the vendor ships bars of the others."""
+    trades = ticks([2000 + 100 * k for k in range(30)], [1000] * 30, 1000).filter((pl.col("millisecond") // 60_000) % 3 == 0)
+    traded = [k for k in range(240) if (k + 34_200_000 // 60_000) % 3 == 0]
+    rows = [row if k in traded else row | {"volume": 0, "amount": 0.0, "n_trades": 0} for k, row in enumerate(steps([1.0] * 240))]
+    whole, sparse = (of_trades(trades, None, frame(one), 2500.0) for one in (rows, [rows[k] for k in traded]))
+    assert whole["hf_large_buy_intensity"] is not None
+    assert all(sparse[name] == pytest.approx(whole[name], rel=1e-12) for name in ("hf_large_buy_share", "hf_large_buy_intensity"))
+
+
+def test_orders_that_are_all_alike_are_not_large():
+    options, day = IntradayOptions(threshold_days=3, min_threshold_days=3), DAY + timedelta(days=3)
+    for price in np.random.default_rng(0).uniform(2, 90, 60).round(2):
+        trades = ticks([1000] * 30, [1000] * 30).with_columns(price=pl.lit(float(price)))
+        sizes = pl.concat([order_sizes(trades.with_columns(date=pl.lit(DAY + timedelta(days=k))).lazy(), options).collect() for k in range(3)])
+        found = trade_values(trades.lazy(), None, frame(steps([UP] * 240)).lazy(), thresholds(sizes, day, options), options).collect()
+        assert found["hf_large_buy_share"][0] == 0
 
 
 def test_minutes_at_a_price_limit_are_left_out():

@@ -19,8 +19,8 @@ def ticks(seed: int, stock: str, day: date) -> tuple[pl.DataFrame, pl.DataFrame]
     common = {"millisecond": time, "price": np.round(random.uniform(9, 11, count), 2), "quantity": 100 * random.integers(1, 50, count)}
     side = pl.Series(random.choice([-1, 1], count), dtype=pl.Int8)
     keys = [pl.lit(day).alias("date"), pl.lit(stock).alias("instrument")]
-    trades = pl.DataFrame({**common, "side": side, "buy_order": random.integers(1, 60, count), "sell_order": random.integers(60, 120, count),
-                           "sequence": range(count)})
+    trades = pl.DataFrame({**common, "side": side, "buy_order": random.integers(1, 60, count),
+                           "sell_order": random.integers(60, 120, count), "sequence": range(count)})
     orders = pl.DataFrame({**common, "side": side, "order": range(count), "kind": pl.Series([1] * count, dtype=pl.Int8)})
     return trades.select(*keys, pl.all()), orders.select(*keys, pl.all())
 

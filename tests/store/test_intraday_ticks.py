@@ -91,21 +91,25 @@ def test_trades_without_sides_numbers_kinds_and_sequence(tmp_path):
                              ("no_side", "SH600000"): 6, ("no_side", "SZ000001"): 1}  # the auctions' trades have no side
 
 
-@pytest.mark.parametrize("spelled", [("{x}{n}", False), ("{n}.{x}", True)])
-def test_a_long_day_is_written_by_instruments(tmp_path, monkeypatch, spelled):
+@pytest.mark.parametrize("numbered", [True, False])
+def test_a_long_day_is_written_by_instruments(tmp_path, monkeypatch, numbered):
     draw = np.random.default_rng(1)
     codes = [f"{place}{number:06d}" for place, number in (("SZ", 1), ("SZ", 300750), ("SH", 600000), ("SH", 688001), ("SH", 600519))]
     clock = draw.integers(MORNING, NOON, 4000).tolist()
     rows = [(str(draw.choice(codes)), clock[k], 10 + k % 7 / 100, 100, "B", 9, 4, "F", k) for k in range(4000)]
-    frame = source(rows).with_columns(pl.col("symbol").map_elements(lambda c: spelled[0].format(x=c[:2], n=c[2:]), pl.String))
-    bad = pl.col("seq") % 7 == 0
-    frame = frame.with_columns(qty=pl.when(bad).then(0).otherwise("qty")).sample(fraction=1, shuffle=True, seed=2)
-    frame = frame.drop("seq", "buy_no", "sell_no") if spelled[1] else frame
+    other = pl.format("{}.{}", pl.col("symbol").str.tail(6), pl.col("symbol").str.head(2))  # an instrument in two spellings
+    frame = source(rows).with_columns(qty=pl.when(pl.col("seq") % 7 == 0).then(0).otherwise("qty"),
+                                      symbol=pl.when(pl.col("seq") % 2 == 0).then(other).otherwise("symbol"))
+    frame = frame.sample(fraction=1, shuffle=True, seed=2)
+    frame = frame if numbered else frame.drop("seq", "buy_no", "sell_no")
     (tmp_path / "b").mkdir()
     whole = ingest(frame, tmp_path)
-    monkeypatch.setattr(intraday_ingest, "LONG_DAY", 900)
+    monkeypatch.setattr(intraday_ingest, "LONG_DAY", 700)
     monkeypatch.setattr(intraday_ingest, "PIECE_ROWS", 300)
+    calls, real = [], intraday_ingest.clean_ticks
+    monkeypatch.setattr(intraday_ingest, "clean_ticks", lambda part, *rest: calls.append(part["instrument"].unique()) or real(part, *rest))
     parts = ingest(frame, tmp_path / "b")
+    assert len(calls) > 3 and pl.concat(calls).is_unique().all()  # an instrument is never in two parts
     assert_frame_equal(read(tmp_path / "b"), read(tmp_path), check_exact=True)
     assert faults(parts) == faults(whole) and parts.rows == whole.rows == 4000 - 572
     assert sorted(one.name for one in (tmp_path / "b" / "out").iterdir()) == [
