@@ -253,8 +253,10 @@ class _Checker:
             kwargs = {**{key: span[key] for key in FIT_SPAN & keywords(found).names & set(span)}, **kwargs}
         if any(isinstance(value, str) and value in PLACEHOLDERS for _, value in values(kwargs)):
             return None
+        from qlib.config import QlibConfig
         try:
-            self.built[node.where] = found(**kwargs)
+            with mock.patch.object(QlibConfig, "registered", False):          # the store in use, if any, is not the one checked
+                self.built[node.where] = found(**kwargs)
         except Exception as error:
             text, _, advice = str(error).partition("; ")
             self.broken.add(node.where)

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from small_market import start_qlib
 
 from qlib_ext.check import check_workflow, examine_workflow
 from qlib_ext.models.master import MASTERNet
@@ -105,7 +106,8 @@ def intraday_market(market, tmp_path_factory):
                   "float_cap": np.exp(draw.normal(23, 1, len(days)))}
         for field, values in fields.items():
             np.r_[0.0, values].astype("<f4").tofile(root / "features" / f"sh60{number:04d}" / f"{field}.day.bin")
-    about = {"format": READABLE_FORMATS[-1], "fingerprint": "noise", "history": [], "intraday": {"fields": inputs + factors}}
+    about = {"format": READABLE_FORMATS[-1], "fingerprint": "noise", "history": [{"end": days[-1], "fingerprint": "noise"}],
+             "intraday": {"fields": inputs + factors}}
     (root / METADATA_FILE).write_text(json.dumps(about))
     for minutes in (60, 30):
         place = root.parent / "store.intraday" / "blocks" / f"{minutes}min-key"
@@ -233,6 +235,12 @@ def test_the_rotation_takes_its_scores_from_the_model_of_all_stocks(environment,
 def test_intraday_workflows_say_what_to_build(environment, name):
     found = [str(fault) for fault in check_workflow(ROOT / "workflows" / f"{name}.yaml")]
     assert any("run `python -m qlib_ext.store build-intraday" in fault for fault in found)
+
+
+def test_intraday_workflows_are_checked_whatever_store_is_in_use(environment, market, intraday_market, monkeypatch):
+    start_qlib(market)                                                  # without intraday fields
+    monkeypatch.setenv("QLIB_DATA", str(intraday_market))
+    assert [str(fault) for fault in check_workflow(ROOT / "workflows" / "hf_factors_all.yaml")] == []
 
 
 def test_the_ai_portfolios_differ_in_index_and_constraints_alone(environment, monkeypatch):
@@ -375,7 +383,7 @@ def test_retrained_and_averaged_models_run_to_their_end(environment, name, said,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["gru_nn_all", "res_attn_lstm_all", "hf_factors_all", "multi_granularity_all", "ai_enhanced_csi500_wide"])
+@pytest.mark.parametrize("name", ["gru_nn_all", "res_attn_lstm_all", "hf_factors_all", "multi_granularity_all"])
 def test_intraday_workflows_run_to_their_end(environment, intraday_market, monkeypatch, name):
     monkeypatch.setenv("QLIB_DATA", str(intraday_market))
     qrun(name, environment)
@@ -384,7 +392,7 @@ def test_intraday_workflows_run_to_their_end(environment, intraday_market, monke
     score = runs.load(run, name).score
     assert score.notna().all() and score.index.get_level_values("instrument").nunique() == STOCKS
     kept = set(Artefacts(runs, run).list())
-    assert {"tearsheet.html", "factor_report"} <= kept and ("portfolio_report" in kept) == (name in AI)
+    assert {"tearsheet.html", "factor_report", "leak_check"} <= kept
 
 
 def test_main_workflow_runs_to_its_end_from_another_folder(environment, monkeypatch):

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from qlib.config import C
 from qlib.data import D
+from tqdm import tqdm
 
 from qlib_ext.data.universe import member_spans, trading_calendar
 from qlib_ext.errors import ConfigError, DataError
@@ -119,7 +120,7 @@ def weekly_table(scores: Mapping[str, pd.Series], as_of: Optional[str] = None, h
     checked, day, notes = _checked(scores, as_of, universe, min_count, optional)
     market, said = factor_view(_corners(checked.values()), None, entry, -1, None, False, None, horizon)
     rows = {}
-    for name, column in checked.items():
+    for name, column in tqdm(checked.items(), "weekly table", unit=" rows", disable=None):
         grid = column.unstack().reindex(index=pd.DatetimeIndex(market.days), columns=market.instruments).to_numpy()
         sign = signs.get(name, 1)
         view = dataclasses.replace(market, score=sign * grid)

@@ -109,7 +109,8 @@ def _build_parser(command: argparse.ArgumentParser) -> None:
     command.add_argument("--intraday", metavar="DIR", help="folder of the intraday tables (default: STORE.intraday)")
     command.add_argument("--from", dest="first", metavar="DAY", help="first day to compute (default: the first one there is)")
     command.add_argument("--to", dest="last", metavar="DAY", help="last day to compute")
-    command.add_argument("--factors", nargs="+", metavar="NAME", help="factors to make (default: all that the tables allow); fields of other factors that the store has go")
+    command.add_argument("--factors", nargs="+", metavar="NAME",
+                         help="factors to make (default: all that the tables allow); fields of other factors that the store has go")
     command.add_argument("--options", metavar="FILE.yaml", help="options of the formulas where they are not the default ones")
     command.add_argument("--days-mean", type=int, default=5, metavar="T", help="trading days of the mean (default: 5)")
     command.add_argument("--table", metavar="NAME", help="table of bars (default: that of the shortest bars)")

@@ -106,9 +106,9 @@ def _publish(out: Path, work: DayWork, calendar: np.ndarray, days: Sequence[np.d
                         "run build-intraday again (what is computed is kept)")
     made = work.made(days)
     stale = [day for day in days if day not in made and work.file("daily", day).is_file()]
-    if stale or not made:
+    if stale:
         logger.warning("the tables of %d days, first %s, were ingested again while days were computed: they are unknown; run "
-                       "build-intraday again", len(stale), next(iter(stale), None))
+                       "build-intraday again", len(stale), stale[0])
     if not made:
         raise DataError(f"intraday folder {plan.folder} was changed while days were computed; store {out} is left as it is: run "
                         "build-intraday again")

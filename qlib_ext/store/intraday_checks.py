@@ -14,6 +14,7 @@ A day flat at its limit is sound. Bars that only repeat a border of the session 
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Optional, Union
 
@@ -30,7 +31,7 @@ from qlib_ext.store.reading import StoreFiles
 
 FINDINGS = {"date": pl.Date, "instrument": pl.String, "fault": pl.String, "count": pl.Int64, "detail": pl.String}
 ROWS = "rows_written"
-"""Not a fault: the row of a day that says it is done; its detail is the number of the source's rows."""
+"""Not a fault: the row of a day that says it is done; its detail is the number of the source's rows and a digest of its instruments."""
 _AUCTION = 555  # 09:15
 _TICK = 0.005
 _TELLING = ("open", "sequence", "buy_order", "order")
@@ -72,6 +73,27 @@ class Findings:
     def frame(self) -> pl.DataFrame:
         """All of them."""
         return pl.concat(self.parts).cast(FINDINGS) if self.parts else pl.DataFrame(schema=FINDINGS)
+
+
+class DayStocks:
+    """The instruments of each day of a source: a bit each, as there may be thousands on thousands of days."""
+
+    def __init__(self):
+        self.places: dict[str, int] = {}
+        self.bits: dict = {}
+
+    def add(self, days: pl.DataFrame) -> None:
+        """Put in a file's: day, instrument (lists)."""
+        for day, codes in days.select("day", pl.col("instrument").list.drop_nulls()).iter_rows():
+            bits = self.bits.get(day, 0)
+            for code in codes:
+                bits |= 1 << self.places.setdefault(code, len(self.places))
+            self.bits[day] = bits
+
+    def digest(self, day) -> str:
+        """A short text that tells a day's instruments from others."""
+        codes = sorted(code for code, place in self.places.items() if self.bits[day] >> place & 1)
+        return hashlib.blake2b(",".join(codes).encode(), digest_size=8).hexdigest()
 
 
 def _time_text(clock: str) -> pl.Expr:

@@ -174,7 +174,10 @@ class DayWork:
         return day.item() in self._sets.get(table, ())
 
     def _identity(self, table: str, day: np.datetime64) -> str:
-        status = os.stat(self.folder.path_of(table, day))
+        try:
+            status = os.stat(self.folder.path_of(table, day))
+        except FileNotFoundError:                           # removed since the days were listed
+            return f"{table}:gone"
         return f"{table}:{status.st_size}:{status.st_mtime_ns}"
 
     # ---- one day ----------------------------------------------------------------------------------------------------------

@@ -17,10 +17,11 @@ from tqdm import tqdm
 
 from qlib_ext.errors import ConfigError, DataError
 from qlib_ext.store.intraday import BAR_MINUTES, check_table, day_file, describe, folder_lock, read_about, write_day, write_parquet
-from qlib_ext.store.intraday_checks import FINDINGS, ROWS, DailyBars, Findings, against_daily, clean_ticks, report_absent, session_bars
+from qlib_ext.store.intraday_checks import (FINDINGS, ROWS, DailyBars, DayStocks, Findings, against_daily, clean_ticks, report_absent,
+                                            session_bars)
 from qlib_ext.store.intraday_mapping import (COLUMNS, WORDS, Vendor, collect, find_files, open_source, read_vendor,
                                              with_instrument, word_table)
-from qlib_ext.store.intraday_units import settle, stamp_told
+from qlib_ext.store.intraday_units import check_tick_units, middle_prices, settle, stamp_told
 
 logger = logging.getLogger("qlib_ext.store")
 PIECE_ROWS = 2_000_000
@@ -88,8 +89,8 @@ def ingest_intraday(source: Union[str, Path, Sequence[Union[str, Path]]], out: U
     Raises:
         ConfigError: unknown options; stamps or units that the data contradict or do not tell; settings other than those the folder
             was made with.
-        DataError: no file, a file that cannot be read or lacks columns, no row in the span, no row that can be used, or another ingestion
-            of the table at work.
+        DataError: no file, a file that cannot be read or lacks columns, no row in the span, no row that can be used, days that are there
+            but made of other stocks, a day in other units than those before, or another ingestion of the table at work.
     """
     if table not in COLUMNS:
         raise ConfigError(f"table={table!r} must be one of {list(COLUMNS)}")
@@ -137,6 +138,7 @@ class _Ingestion:
     def __init__(self, files: list[Path], out: Path, table: str, minutes: int, vendor: Vendor, daily: Optional[DailyBars]):
         self.files, self.out, self.table, self.minutes, self.vendor, self.daily = files, out, table, minutes, vendor, daily
         self.words: dict[str, set] = {column: set() for column in WORDS[vendor.kind]}
+        self.stocks = DayStocks()
 
     def run(self, span: list, overwrite: bool) -> Ingested:
         spans = self._look(*span)
@@ -147,9 +149,10 @@ class _Ingestion:
         done = set(old.filter(pl.col("fault") == ROWS)["date"].to_list())
         done = set() if overwrite else {day for day in done if day_file(self.out, self.table, day).is_file()}
         self.source_rows = dict(spans.group_by("day").agg(pl.col("rows").sum()).iter_rows())
-        self._warn_of_others(old.filter((pl.col("fault") == ROWS) & pl.col("date").is_in(days) & pl.col("date").is_in(sorted(done))))
+        self._hold_against(old.filter((pl.col("fault") == ROWS) & pl.col("date").is_in(days) & pl.col("date").is_in(sorted(done))))
         self.settings = self._settle(spans, days, overwrite)
         todo = [day for day in days if day not in done]
+        self.before = self._prices_before(todo, done)
         if todo:
             old = old.filter(~pl.col("date").is_in(todo))
             self._save(old, [])  # a run that is killed must not leave days of another source that say they are done
@@ -180,12 +183,14 @@ class _Ingestion:
         for place, file in enumerate(tqdm(self.files, desc="looking at files", unit=" files", mininterval=1, disable=quiet)):
             frame = open_source(file, self.vendor)
             words = [pl.col(column).unique().implode() for column in self.words]
-            made = collect(file, frame.group_by("day").agg(pl.len().alias("rows"), *words), streaming=True)
+            made = collect(file, frame.group_by("day", "code", "exchange").agg(pl.len().cast(pl.Int64).alias("rows"), *words), streaming=True)
             if lost := made.filter(pl.col("day").is_null())["rows"].sum():
                 raise DataError(f"{file}: {lost} rows have no date that can be read; write it as 2024-01-02 or 20240102")
             for column, known in self.words.items():
-                known.update(word for one in made[column].to_list() for word in one)
-            parts.append(made.select(pl.lit(place).alias("file"), "day", pl.col("rows").cast(pl.Int64)))
+                known.update(made[column].explode().unique().to_list())
+            made = with_instrument(made).group_by("day").agg(pl.col("rows").sum(), "instrument")
+            self.stocks.add(made)
+            parts.append(made.select(pl.lit(place).alias("file"), "day", "rows"))
         spans = pl.concat(parts)
         if first is not None:
             spans = spans.filter(pl.col("day") >= first.item())
@@ -195,9 +200,14 @@ class _Ingestion:
             raise DataError(f"the source holds no row from {first or 'the first day'} to {last or 'the last'} ({len(self.files)} files)")
         return spans
 
-    def _warn_of_others(self, done: pl.DataFrame) -> None:
-        """Say of days that are left as they are whether they were made of as many rows as the source has."""
-        odd = [(day, then) for day, then in done.select("date", "detail").iter_rows() if then and int(then) != self.source_rows[day]]
+    def _hold_against(self, done: pl.DataFrame) -> None:
+        """Hold days that are left as they are against the source: the same instruments, and as many rows, or it is said."""
+        made = [(day, *then.split()) for day, then in done.select("date", "detail").iter_rows() if then]
+        if others := sorted(day for day, _, *digest in made if digest and digest[0] != self.stocks.digest(day)):
+            raise DataError(f"{len(others)} days of {self.out}/{self.table} are there already but were made of other stocks than the "
+                            f"source has (the first: {others[0]}), and a day's stocks are ingested together: name all their files and "
+                            "give --overwrite, or take the days that are not there yet (--from, --to)")
+        odd = [(day, then) for day, then, *_ in made if int(then) != self.source_rows[day]]
         if odd:
             day, then = odd[0]
             logger.warning("%d days are left as they are but were made of other rows (%s of %s, the source has %d): to write them again, "
@@ -214,7 +224,7 @@ class _Ingestion:
         found = settle(self._sample(spans, days), self.vendor, self.minutes, known)
         about = {"bar_minutes": self.minutes, "closing_auction": "in the last bar"} if self.vendor.kind == "bars" else {}
         made = {"generated": False, "source": "ingest-intraday", **found, **about, "mapping": self.vendor.about()}
-        odd = [f"{name} {there.get(name)!r} there, {made[name]!r} now" for name in made if name in there and there[name] != made[name]]
+        odd = [f"{name} {there.get(name)!r} there, {made[name]!r} now" for name in made if name in there and _told(there[name]) != _told(made[name])]
         self.changed = bool(odd)
         if odd and not (overwrite and alone):
             raise ConfigError(f"{self.out}/{self.table} was made with other settings ({'; '.join(odd)}): give the same, another --out, or "
@@ -324,16 +334,24 @@ class _Ingestion:
             shutil.rmtree(aside)
         elif not files:
             file.unlink(missing_ok=True)
-        found.add_counts(ROWS, pl.DataFrame({"instrument": [""], "count": [rows], "detail": [str(self.source_rows[day])]}))
+        found.add_counts(ROWS, pl.DataFrame({"instrument": [""], "count": [rows], "detail": [f"{self.source_rows[day]} {self.stocks.digest(day)}"]}))
         return found.frame()
 
     def _checked(self, day, frame: pl.DataFrame, found: Findings) -> pl.DataFrame:
         if self.vendor.kind != "bars":
+            check_tick_units(frame, self.settings, self.before, day)
             return clean_ticks(frame, self.vendor.kind, self.settings, self.means, found)
         if (told := stamp_told(frame)) not in (None, self.settings["stamp"]):
             raise DataError(f"the bars of {day} are stamped at their {told}, those before at their {self.settings['stamp']}: "
                             "ingest them apart, or correct the source")
         return session_bars(frame, self.minutes, self.settings, found)
+
+    def _prices_before(self, todo: list, done: set) -> dict[str, float]:
+        """Median prices of the last day that is there before those to do, of trades and orders."""
+        last = max((day for day in done if todo and day < todo[0]), default=None)
+        if self.vendor.kind == "bars" or last is None:
+            return {}
+        return middle_prices(pl.scan_parquet(day_file(self.out, self.table, last), hive_partitioning=False))
 
     def _report(self) -> pl.DataFrame:
         file = report_file(self.out, self.table)
@@ -345,6 +363,11 @@ class _Ingestion:
     def _save(self, old: pl.DataFrame, findings: list[pl.DataFrame]) -> None:
         with folder_lock(self.out):
             write_parquet(report_file(self.out, self.table), pl.concat([old, *findings]).sort("date", maintain_order=True))
+
+
+def _told(setting):
+    """A setting as far as it decides the values: a vendor may rename columns."""
+    return {name: value for name, value in setting.items() if name != "columns"} if isinstance(setting, dict) else setting
 
 
 def _join(files: list[Path], file: Path) -> None:

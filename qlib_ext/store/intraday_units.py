@@ -6,7 +6,7 @@ Nothing is guessed: what the day cannot tell is asked for.
 from __future__ import annotations
 
 from itertools import product
-from typing import Optional
+from typing import Optional, Union
 
 import numpy as np
 import polars as pl
@@ -24,6 +24,10 @@ _LEAST_STAMPS = 20
 _LEAST_PRICE = 0.2
 _LEAST_WHOLE = 20
 """So many different prices in yuan would not all be whole."""
+_MANY_TICKS, _FEW_ROUND = 50, 0.1
+"""Of so many quantities in shares at least this part are multiples of 100."""
+_LEAP = 30.0
+"""No day's prices are so many times those of the day before; another unit is 100 times."""
 
 
 def settle(sample: pl.DataFrame, vendor: Vendor, minutes: int, known: dict) -> dict:
@@ -169,4 +173,37 @@ def _tick_units(sample: pl.DataFrame, given: dict, faults: list[str]) -> dict:
                       "shares or --volume lots")
     elif volume == "lots" and round_lots > 0.5:
         faults.append(f"volume=lots cannot be: {100 * round_lots:.0f} % of the quantities are multiples of 100; give --volume shares")
+    elif volume == "shares" and round_lots < _FEW_ROUND and len(traded) >= _MANY_TICKS:
+        faults.append(f"volume=shares cannot be: {100 * round_lots:.0f} % of the quantities are multiples of 100; give --volume lots")
     return {"price": price, "volume": volume}
+
+
+def middle_prices(ticks: Union[pl.DataFrame, pl.LazyFrame], unit: str = "yuan") -> dict[str, float]:
+    """Instrument -> median price in yuan, of trades or orders with a price."""
+    key = pl.col("instrument").cast(pl.String)
+    middle = ticks.lazy().filter(pl.col("price") > 0).group_by(key).agg(pl.col("price").median() / PARTS["price"][unit])
+    return dict(middle.collect().iter_rows())
+
+
+def check_tick_units(ticks: pl.DataFrame, settings: dict, before: dict[str, float], day) -> None:
+    """Hold a day of trades or orders, as written, against the units of its table, by the rules they were told by.
+
+    Args:
+        before: `middle_prices` of the days before; those of the day are put into it.
+
+    Raises:
+        DataError: the day is in other units than `settings` say, as far as its prices and quantities tell.
+    """
+    ticks = ticks.filter(pl.col("instrument").is_not_null() & (pl.col("price") > 0) & (pl.col("quantity") > 0))
+    faults: list[str] = []
+    if len(ticks) >= _MANY_TICKS:
+        _tick_units(ticks, settings, faults)
+    now = middle_prices(ticks, settings["price"])
+    ratio = float(np.median([now[code] / before[code] for code in now if code in before] or [1.0]))
+    if not 1 / _LEAP < ratio < _LEAP:
+        faults.append(f"its prices are {ratio:.4g} times those of the days before")
+    if faults:
+        raise DataError(f"{day} is in other units than the table, which is made with price {settings['price']}, volume "
+                        f"{settings['volume']} ({'; '.join(fault.split('; give ')[0] for fault in faults)}): correct the source, or "
+                        "ingest such days into another --out")
+    before.update(now)

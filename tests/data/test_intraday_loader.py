@@ -10,11 +10,12 @@ import pandas as pd
 import polars as pl
 import pytest
 import qlib
-from tiny_intraday import CODES, DAYS, build_folder, build_store
+from tiny_intraday import CODES, DAYS, bars, build_folder, build_store
 
 from qlib_ext.data.intraday import IntradayBlockLoader, IntradayFeatures, intraday_fields
 from qlib_ext.errors import ConfigError, DataError
 from qlib_ext.factors.intraday_features import BLOCK_FEATURES
+from qlib_ext.store.intraday import write_day
 from qlib_ext.store.intraday_build import build_intraday
 
 
@@ -117,6 +118,21 @@ def test_blocks_of_a_day_do_not_depend_on_other_days(place, store):
     loader = IntradayBlockLoader(minutes=60)
     whole, part = loader.load(DAYS[5:].to_numpy(), CODES)[0], loader.load(DAYS[12:13].to_numpy(), CODES)[0]
     np.testing.assert_array_equal(whole[7], part[0])
+
+
+def test_blocks_follow_bars_that_are_ingested_again(tmp_path):
+    """A build that does not name them computes them again, of the days that changed."""
+    store, folder = build_store(tmp_path / "store", DAYS[:6]), build_folder(tmp_path / "store.intraday", DAYS[:6])
+    build_intraday(store, factors=["hf_skew"], blocks=(60,))
+    loader = IntradayBlockLoader(str(folder), 60, zscore=False)
+    before = loader.load(DAYS[:6].to_numpy(), CODES)[0]
+    frame = bars(DAYS[2]).with_columns(close=pl.col("open") * 1.01, high=pl.max_horizontal("high", pl.col("open") * 1.01))
+    write_day(folder, "bars_15min", np.datetime64(DAYS[2], "D"), frame)
+    build_intraday(store, factors=["hf_skew"])
+    after = loader.load(DAYS[:6].to_numpy(), CODES)[0]
+    others = [0, 1, 3, 4, 5]
+    np.testing.assert_array_equal(after[others], before[others])
+    assert np.nanmax(np.abs(after[2] - before[2])) > 1e-3
 
 
 def test_what_blocks_refuse(place, store, tmp_path):

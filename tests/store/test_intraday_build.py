@@ -242,6 +242,117 @@ def test_only_missing_days_are_computed(copy, caplog):
     check_files(copy)
 
 
+def other_bars(store: Path, day: pd.Timestamp) -> None:
+    """Ingest a day again, with other volumes."""
+    frame = bars(day).with_columns(volume=pl.col("volume") + pl.col("minute"))
+    write_day(Path(f"{store}.intraday"), TABLE, np.datetime64(day, "D"), frame)
+
+
+def test_days_ingested_again_outside_the_span_are_computed_too(copy, caplog):
+    """--from leaves no day with values of bars that are no more, and no block; days that no run has made stay unmade."""
+    other_bars(copy, DAYS[4])
+    for gone in Path(f"{copy}.intraday").glob(f"*/*/date={DAYS[6].date()}"):
+        if gone.parent.parent.name in ("daily", "blocks"):
+            shutil.rmtree(gone)
+    before = results(copy)
+    build_intraday(copy, first=DAYS[20])
+    after = results(copy)
+    assert [name for name in before if after[name] != before[name]] == [str(DAYS[4].date())] and str(DAYS[6].date()) not in after
+    assert f"1 other days, first {DAYS[4].date()}, are computed again too" in caplog.text
+    frame = bars(DAYS[4]).to_pandas().assign(volume=lambda part: part["volume"] + part["minute"])
+    mine = frame[frame["instrument"] == CODES[0]]
+    share = mine.loc[mine["minute"] > 210, "volume"].sum() / mine["volume"].sum()
+    found = series(copy, CODES[0], "hf_tail_share_1d")
+    np.testing.assert_allclose(found[4], share, rtol=1e-6)
+    assert np.isnan(found[6]) and read_metadata(copy)["intraday"]["days"][2] == 29
+    digest = read_metadata(copy)["intraday"]["folder_digest"]
+    build_intraday(copy)
+    assert read_metadata(copy)["intraday"]["folder_digest"] != digest and len(results(copy)) == 30
+
+
+def test_a_plain_build_keeps_blocks_up_to_date(copy, caplog):
+    """Without --blocks: those of the same options follow the bars, those of other options are named and stay."""
+    def times() -> dict:
+        return {file: file.stat().st_mtime_ns for file in copy.parent.glob("store.intraday/blocks/*/date=*/*.parquet")}
+
+    before = times()
+    other_bars(copy, DAYS[7])
+    build_intraday(copy)
+    after = times()
+    changed = [place for place in before if before[place] != after[place]]
+    assert len(changed) == 2 and {place.parent.name for place in changed} == {f"date={DAYS[7].date()}"}
+    assert "stay as they are" not in caplog.text
+    build_intraday(copy, options={"tail_minutes": 45}, last=DAYS[3])
+    assert times() == after and "were made with other options, tables or formulas and stay as they are" in caplog.text
+
+
+def test_what_a_day_lacks_is_unknown_on_it(tmp_path, caplog):
+    """The number of trades stands in the bars of all days but the last, orders' numbers on the first days: factors of both are made."""
+    store, folder = build_store(tmp_path / "store"), tmp_path / "store.intraday"
+    for day in DAYS[:8]:
+        frame = bars(day)
+        if day != DAYS[7]:
+            frame = frame.with_columns(n_trades=(pl.col("volume") // 50 + 1).cast(pl.Int32))
+        write_day(folder, TABLE, np.datetime64(day, "D"), frame)
+        ticks = trades(day)
+        if day >= DAYS[6]:
+            ticks = ticks.with_columns(pl.lit(None, pl.Int64).alias(name) for name in ("buy_order", "sell_order"))
+        write_day(folder, "trades", np.datetime64(day, "D"), ticks)
+    build_intraday(store, factors=["hf_push_up", "hf_large_buy_share"], options={"min_threshold_days": 1})
+    push, large = (np.array([series(store, code, f"{name}_1d") for code in CODES[:3]]) for name in ("hf_push_up", "hf_large_buy_share"))
+    assert np.isfinite(push[:, :7]).any() and np.isnan(push[:, 7:]).all()
+    assert np.isfinite(large[:, 1:6]).any() and np.isnan(large[:, 6:]).all()
+    assert f"1 of 8 days have no n_trades, first {DAYS[7].date()}: unknown on them are hf_push_up" in caplog.text
+
+
+def test_fields_that_go_are_named(copy, caplog):
+    build_intraday(copy)
+    assert "are gone" not in caplog.text
+    build_intraday(copy, factors=["hf_skew"])
+    words = next(record.getMessage() for record in caplog.records if "are gone" in record.getMessage())
+    assert "hf_tail_share_1d, hf_tail_share, hf_tail_share_orth" in words and "hf_skew" not in words and "hi_" not in words
+
+
+def test_a_store_that_changes_while_days_are_computed(copy, monkeypatch):
+    """Ingested again: refused, nothing written; days appended: done as ever."""
+    from qlib_ext.store import intraday_build
+    original = intraday_build.compute_days
+
+    def build(change) -> None:
+        def compute(*arguments):
+            original(*arguments)
+            change()
+        monkeypatch.setattr(intraday_build, "compute_days", compute)
+        build_intraday(copy)
+
+    other = build_store(copy.parent / "other", DAYS[1:])
+    shutil.rmtree(copy)
+    build_store(copy, DAYS[:20])
+
+    def replace() -> None:
+        shutil.rmtree(copy)
+        shutil.copytree(other, copy)
+
+    build(lambda: append(new_tables(), copy))
+    assert read_metadata(copy)["intraday"]["days"] == [str(DAYS[0].date()), str(DAYS[19].date()), 20]
+    with pytest.raises(DataError, match="was ingested again while days were computed, and has another calendar"):
+        build(replace)
+    assert not fields(copy)
+
+
+def test_bars_that_change_while_days_are_computed(copy, monkeypatch, caplog):
+    from qlib_ext.store import intraday_build
+    original = intraday_build.compute_days
+
+    def compute(*arguments):
+        original(*arguments)
+        other_bars(copy, DAYS[9])
+    monkeypatch.setattr(intraday_build, "compute_days", compute)
+    build_intraday(copy)
+    assert f"the tables of 1 days, first {DAYS[9].date()}, were ingested again while" in caplog.text
+    assert np.isnan(series(copy, CODES[0], "hf_tail_share_1d")[9]) and read_metadata(copy)["intraday"]["days"][2] == 29
+
+
 def test_days_are_added_as_they_come(tmp_path, whole):
     """--from and --to compute part of the days; the fields hold all that were ever computed; the end is as if made at once."""
     store, folder = build_store(tmp_path / "store"), build_folder(tmp_path / "store.intraday")
@@ -430,7 +541,10 @@ def test_an_append_refuses_fields_that_were_changed(grown):
     ({"table": "bars_1min"}, DataError, "no table 'bars_1min', it has"),
     ({"first": "2020-02-01", "last": "2020-01-05"}, ConfigError, "swap"),
     ({"first": "2021-01-01", "last": "2021-02-01"}, DataError, "no day in common"),
-    ({"first": "soon"}, ConfigError, "is no day"),
+    ({"first": "soon", "factors": ["hf_skw"]}, ConfigError, "--from 'soon' is no day"),
+    ({"last": "2020-13-01"}, ConfigError, "--to '2020-13-01' is no day"),
+    ({"first": "2020-03-02"}, ConfigError, "bars_15min of intraday folder .* ends on 2020-02-12, before --from 2020-03-02"),
+    ({"last": "2019-03-01"}, ConfigError, "begins on 2020-01-02, after --to 2019-03-01"),
     ({"mean": 0}, ConfigError, "days=0"),
     ({"workers": 0}, ConfigError, "workers=0"),
     ({"folder": "nowhere"}, DataError, "nowhere")])
@@ -449,6 +563,11 @@ def test_nothing_in_common(tmp_path, whole):
     build_folder(tmp_path / "two", pd.bdate_range("2019-01-07", periods=3))
     with pytest.raises(DataError, match="no day in common: table bars_15min .* runs from 2019-01-07 to 2019-01-09"):
         build_intraday(whole, tmp_path / "two")
+
+
+def test_a_store_that_is_not_there(tmp_path):
+    with pytest.raises(DataError, match=r"nothing(?!\.intraday)"):
+        build_intraday(tmp_path / "nothing")
 
 
 def test_a_store_of_somebody_else(copy):

@@ -128,6 +128,33 @@ def test_units_of_ticks_are_asked(tmp_path):
         ingest(source(), tmp_path, stamp="end")
 
 
+@pytest.mark.parametrize("table", ["trades", "orders"])
+@pytest.mark.parametrize("unit, change, message", [
+    ("yuan", lambda f: f.with_columns((pl.col("price") * 100).round()), "all prices are whole numbers"),
+    ("yuan", lambda f: f.with_columns((pl.col("price") * 100).round()).filter(pl.col("seq") % 20 == 0), "are [0-9.]* times those"),
+    ("yuan", lambda f: f.with_columns(pl.col("qty") // 100), "volume=shares cannot be: 0 % of the quantities"),
+    ("cent", lambda f: f.with_columns(pl.col("price") / 100), "prices such as 9.01 have fractions"),
+    ("cent", lambda f: f.with_columns(pl.col("price") * 100), "prices are 100 times those"),
+    ("mil", lambda f: f.with_columns((pl.col("price") / 100).round()), "half of the prices would be below 0.10005 yuan"),
+])
+def test_units_of_ticks_that_change_on_a_later_day(tmp_path, table, unit, change, message):
+    one = pl.DataFrame({"symbol": "SH600000", "seq": range(200)}).with_columns(
+        price=(901 + pl.col("seq")) / 100, qty=100 + pl.col("seq") % 30 * 100, side=pl.lit("B"), order_no=pl.col("seq") + 1)
+    if unit != "yuan":
+        one = one.with_columns((pl.col("price") * {"cent": 100, "mil": 10_000}[unit]).round())
+    days = [one, one, change(one)]
+    moment = pl.lit(DAY).cast(pl.Datetime("ms")) + pl.duration(seconds="seq", hours=10)
+    days = [part.with_columns(time=moment + pl.duration(days=day)) for day, part in enumerate(days)]
+    options = {} if unit == "yuan" else {"price": unit}
+    with pytest.raises(DataError, match=f"2024-01-04 is in other units than the table.*price {unit}, volume shares.*{message}.*--out"):
+        ingest(pl.concat(days, how="vertical_relaxed"), tmp_path, table, **options)
+    assert IntradayFolder(tmp_path / "out").days(table).astype(str).tolist() == ["2024-01-02", "2024-01-03"]
+    with pytest.raises((ConfigError, DataError)):  # a run of the day alone is held against the folder
+        ingest(days[2], tmp_path, table, **options)
+    changed = days[1].with_columns(pl.col("time").dt.offset_by("1d"))
+    assert ingest(changed, tmp_path, table, **options).days == 1
+
+
 def test_orders(tmp_path):
     rows = [("SH600000", MORNING - 900_000, 10.0, 100, "B", 1, "A", 1), ("SH600000", MORNING, 0.0, 200, "S", 2, "A", 2),
             ("SH600000", MORNING + 5, 10.0, 100, "B", 1, "D", 3), ("SH600000", MORNING - 1_000_000, 10.0, 100, "B", 5, "A", 4)]

@@ -9,8 +9,8 @@ from polars.testing import assert_frame_equal
 
 from qlib_ext.errors import ConfigError, DataError
 from qlib_ext.store import intraday_ingest
-from qlib_ext.store.intraday import IntradayFolder
-from qlib_ext.store.intraday_ingest import ingest_intraday
+from qlib_ext.store.intraday import IntradayFolder, read_about
+from qlib_ext.store.intraday_ingest import ingest_intraday, report_file
 
 DAYS = [dt.date(2024, 1, day) for day in (2, 3, 4)]
 PRICES = ("open", "high", "low", "close")
@@ -69,9 +69,37 @@ def test_a_source_with_more_rows_than_before_is_told(tmp_path, caplog):
     ingest(bars(), tmp_path)
     with caplog.at_level(logging.WARNING, "qlib_ext.store"):
         assert ingest(bars(), tmp_path).kept == 3 and not caplog.records
-        ingest(bars(codes=("SH600000", "SZ000001", "SZ000002")), tmp_path)
-    assert "3 days are left as they are but were made of other rows (480 of 2024-01-02, the source has 720)" in caplog.text
-    assert read(tmp_path / "out")["instrument"].n_unique() == 2
+        ingest(bars().filter(pl.col("datetime").dt.hour() > 9), tmp_path)
+    assert "3 days are left as they are but were made of other rows (480 of 2024-01-02, the source has 422)" in caplog.text
+
+
+def test_other_stocks_of_days_that_are_there(tmp_path):
+    ingest(bars(codes=("SH600004",)), tmp_path)
+    report, out = report_file(tmp_path / "out", "bars_1min"), tmp_path / "out"
+    spelled = bars(codes=("SH600004",)).with_columns(instrument=pl.lit("600004.SH"))
+    assert ingest(spelled, tmp_path).kept == 3  # the same one
+    with pytest.raises(DataError, match="3 days of .* made of other stocks than the source has .the first: 2024-01-02.*--overwrite"):
+        ingest(bars(codes=("SH600019",)), tmp_path)
+    assert ingest(bars(DAYS[2:] + [dt.date(2024, 1, 5)], ("SH600019",)), tmp_path, first="2024-01-05").days == 1
+    for code in ("SH600004", "SH600019"):
+        bars(codes=(code,)).write_parquet(tmp_path / f"{code}.parquet")
+    files = [tmp_path / "SH600004.parquet", tmp_path / "SH600019.parquet"]
+    assert ingest_intraday(files, out, "bars", overwrite=True).days == 3
+    assert ingest_intraday(files, out, "bars").kept == 3 and read(out)["instrument"].unique().sort().to_list() == ["SH600004", "SH600019"]
+    old = pl.read_parquet(report).with_columns(pl.col("detail").str.split(" ").list.first())  # as it was written before
+    old.write_parquet(report)
+    assert ingest(bars(codes=("SH600019",)), tmp_path).kept == 3
+
+
+def test_a_renamed_column_extends_the_folder(tmp_path):
+    ingest(bars(DAYS[:1]).rename({"open": "o"}), tmp_path, columns={"bars": {"columns": {"open": "o"}}})
+    found = ingest(bars(DAYS[1:2]).rename({"open": "first"}), tmp_path, columns={"bars": {"columns": {"open": "first"}}})
+    out = tmp_path / "out"
+    assert found.days == 1 and read_about(out)["tables"]["bars_1min"]["mapping"]["columns"] == {"open": "first"}
+    names = ["instrument", *PRICES, "volume", "amount"]
+    assert_frame_equal(read(out).select(names), bars(DAYS[:2]).select(names), check_exact=True)
+    with pytest.raises(ConfigError, match="made with other settings .*mapping .*'where'"):
+        ingest(bars(DAYS[2:]), tmp_path, columns={"bars": {"where": {"instrument": "SH600000"}}})
 
 
 @pytest.mark.parametrize("change", [
