@@ -161,6 +161,7 @@ def report(options) -> None:
     rows = by_row([*cells, *members(cells)])
     log_opening(out, "report", {name: [own[0].record["digest"], len(own)] for name, own in rows.items()})
     figures, tests = table(rows, options.min_pairs), paired(rows, rows, options.min_pairs)
+    tests = tests[[less.split(".")[0] == row.split(".")[0] for less, row in tests.index]]
     notes = [heading(out, now(), figures)]
     say(write_report(out, notes, figures, tests))
 

@@ -91,7 +91,7 @@ def test_two_ingestions_into_one_place(tables, tmp_path):
 
 def test_the_lock_holds_within_a_process_too(tmp_path):
     with StoreLock(tmp_path / "store"):
-        with pytest.raises(DataError, match="another ingestion"):
+        with pytest.raises(DataError, match="another command"):
             StoreLock(tmp_path / "store").__enter__()
     with StoreLock(tmp_path / "store"):
         pass
@@ -319,7 +319,7 @@ def test_a_lock_whose_file_its_last_holder_removed_is_taken_again(tmp_path, monk
     monkeypatch.setattr(fcntl, "flock", late)
     with StoreLock(tmp_path / "store") as lock:
         assert len(taken) == 2 and lock.path.exists()
-        with pytest.raises(DataError, match="another ingestion"):
+        with pytest.raises(DataError, match="another command"):
             StoreLock(tmp_path / "store").__enter__()
 
 
