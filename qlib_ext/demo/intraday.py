@@ -8,7 +8,6 @@ whatever other stocks and days are made. A day on which a stock does not trade h
 import json
 import logging
 import os
-import shutil
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path

@@ -236,7 +236,7 @@ def test_the_command_prints_and_writes(store, database, tmp_path, monkeypatch, c
     assert list(table.index) == ["hf_skew_orth", "hf_down_share", "beta"] and list(table["Sign"]) == [-1, 1, 1]
     expected = by_hand(-planted(prices())["hf_skew"].loc["2024-01-02":], prices().loc["2024-01-02":], pd.Timestamp("2024-06-27"))
     columns = [" ".join(both(part)[0] for part in column) for column in expected.index]
-    np.testing.assert_allclose(table.loc["beta", columns], expected, rtol=1e-4, atol=2e-6)
+    np.testing.assert_allclose(table.loc["beta", columns].astype(float), expected, rtol=1e-4, atol=2e-6)
     page = (tmp_path / "t.html").read_text(encoding="utf-8")
     assert all(word in page for word in ("hf_skew_orth × −1<", "日内偏度", "Intraday skewness", "多空", ">beta<br>")) and "贝塔" not in page
     assert len(re.findall(r"<td>", page)) == 3 * len(expected) and sorted(path.name for path in tmp_path.iterdir()) == [
