@@ -19,7 +19,7 @@ from qlib_ext.errors import ConfigError, DataError
 from qlib_ext.store.intraday import BAR_MINUTES, check_table, day_file, describe, folder_lock, read_about, write_day, write_parquet
 from qlib_ext.store.intraday_checks import (FINDINGS, ROWS, DailyBars, DayStocks, Findings, against_daily, clean_ticks, report_absent,
                                             session_bars)
-from qlib_ext.store.intraday_mapping import (COLUMNS, WORDS, Vendor, collect, find_files, open_source, read_vendor,
+from qlib_ext.store.intraday_mapping import (COLUMNS, WORDS, Vendor, collect, deciding, find_files, open_source, read_vendor,
                                              with_instrument, word_table)
 from qlib_ext.store.intraday_units import check_tick_units, middle_prices, settle, stamp_told
 
@@ -183,7 +183,8 @@ class _Ingestion:
         for place, file in enumerate(tqdm(self.files, desc="looking at files", unit=" files", mininterval=1, disable=quiet)):
             frame = open_source(file, self.vendor)
             words = [pl.col(column).unique().implode() for column in self.words]
-            made = collect(file, frame.group_by("day", "code", "exchange").agg(pl.len().cast(pl.Int64).alias("rows"), *words), streaming=True)
+            frame = frame.group_by("day", "code", "exchange").agg(pl.len().cast(pl.Int64).alias("rows"), *words)
+            made = collect(file, frame, streaming=True)
             if lost := made.filter(pl.col("day").is_null())["rows"].sum():
                 raise DataError(f"{file}: {lost} rows have no date that can be read; write it as 2024-01-02 or 20240102")
             for column, known in self.words.items():
@@ -224,7 +225,8 @@ class _Ingestion:
         found = settle(self._sample(spans, days), self.vendor, self.minutes, known)
         about = {"bar_minutes": self.minutes, "closing_auction": "in the last bar"} if self.vendor.kind == "bars" else {}
         made = {"generated": False, "source": "ingest-intraday", **found, **about, "mapping": self.vendor.about()}
-        odd = [f"{name} {there.get(name)!r} there, {made[name]!r} now" for name in made if name in there and _told(there[name]) != _told(made[name])]
+        odd = [f"{name} {there[name]!r} there, {now!r} now" for name, now in made.items()
+               if name in there and deciding(there[name]) != deciding(now)]
         self.changed = bool(odd)
         if odd and not (overwrite and alone):
             raise ConfigError(f"{self.out}/{self.table} was made with other settings ({'; '.join(odd)}): give the same, another --out, or "
@@ -334,7 +336,8 @@ class _Ingestion:
             shutil.rmtree(aside)
         elif not files:
             file.unlink(missing_ok=True)
-        found.add_counts(ROWS, pl.DataFrame({"instrument": [""], "count": [rows], "detail": [f"{self.source_rows[day]} {self.stocks.digest(day)}"]}))
+        detail = f"{self.source_rows[day]} {self.stocks.digest(day)}"
+        found.add_counts(ROWS, pl.DataFrame({"instrument": [""], "count": [rows], "detail": [detail]}))
         return found.frame()
 
     def _checked(self, day, frame: pl.DataFrame, found: Findings) -> pl.DataFrame:
@@ -363,11 +366,6 @@ class _Ingestion:
     def _save(self, old: pl.DataFrame, findings: list[pl.DataFrame]) -> None:
         with folder_lock(self.out):
             write_parquet(report_file(self.out, self.table), pl.concat([old, *findings]).sort("date", maintain_order=True))
-
-
-def _told(setting):
-    """A setting as far as it decides the values: a vendor may rename columns."""
-    return {name: value for name, value in setting.items() if name != "columns"} if isinstance(setting, dict) else setting
 
 
 def _join(files: list[Path], file: Path) -> None:

@@ -75,8 +75,13 @@ class Vendor:
     units: dict = field(default_factory=dict)
 
     def about(self) -> dict:
-        """What of it decides the values, for the folder's description."""
+        """What of it the folder's description keeps."""
         return {name: value for name in ("columns", "where", "constants", "words") if (value := getattr(self, name))}
+
+
+def deciding(setting):
+    """A setting of a table as far as it decides the values: of a mapping all but the vendor's names of columns, which may change."""
+    return {name: value for name, value in setting.items() if name != "columns"} if isinstance(setting, dict) else setting
 
 
 def read_vendor(kind: str, columns: Union[str, Path, Mapping, None] = None, units: Optional[Mapping] = None) -> Vendor:
