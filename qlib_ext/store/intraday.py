@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterator, List, Optional, Union
@@ -164,14 +165,21 @@ def write_day(folder: Union[str, Path], table: str, day: Day, frame: pl.DataFram
 
 def write_parquet(file: Path, frame: pl.DataFrame) -> Path:
     """Write a frame aside, then rename it; its folder is made."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
+    with beside(file) as aside:
         frame.write_parquet(aside, compression="zstd", compression_level=1, statistics=True)
+    return file
+
+
+@contextmanager
+def beside(file: Path) -> Iterator[Path]:
+    """A name of its own beside a file, renamed to it at the end: who reads sees all of it or nothing, whoever else writes it too."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    aside = file.with_name(f".{file.name}.{os.getpid()}-{time.time_ns()}")
+    try:
+        yield aside
         os.replace(aside, file)
     finally:
         aside.unlink(missing_ok=True)
-    return file
 
 
 def read_about(folder: Union[str, Path]) -> dict:
@@ -198,10 +206,8 @@ def describe(folder: Union[str, Path], table: str, settings: dict) -> None:
     with folder_lock(folder):
         about = read_about(folder) or {"format": FORMAT, "tables": {}}
         about["tables"][check_table(table)] = settings
-        file = Path(folder) / ABOUT
-        aside = file.with_name(f".{ABOUT}.{os.getpid()}")
-        aside.write_text(json.dumps(about, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-        os.replace(aside, file)
+        with beside(Path(folder) / ABOUT) as aside:
+            aside.write_text(json.dumps(about, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
 @contextmanager

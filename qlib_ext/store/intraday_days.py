@@ -14,7 +14,7 @@ import hashlib
 import json
 import os
 import time
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Iterator, NamedTuple, Optional, Sequence
@@ -25,7 +25,7 @@ import polars as pl
 from qlib_ext.errors import DataError, ExtError
 from qlib_ext.factors import intraday as formulas
 from qlib_ext.factors.intraday_features import BLOCK_FEATURES, DAY_FEATURES, block_features, day_features
-from qlib_ext.store.intraday import IntradayFolder
+from qlib_ext.store.intraday import IntradayFolder, beside
 
 SOURCE = "source"
 PART = "part.parquet"
@@ -317,26 +317,14 @@ def columns_of(file: Path) -> list[str]:
 
 def write_aside(file: Path, frame: pl.DataFrame, metadata: dict[str, str]) -> None:
     """Write a Parquet file beside its place and rename it: who reads sees all of it or nothing, whoever else writes it too."""
-    with _aside(file) as aside:
+    with beside(file) as aside:
         frame.write_parquet(aside, compression="zstd", metadata=metadata)
 
 
 def write_text_aside(file: Path, text: str) -> None:
     """The same with a text."""
-    with _aside(file) as aside:
+    with beside(file) as aside:
         aside.write_text(text + "\n", encoding="utf-8")
-
-
-@contextmanager
-def _aside(file: Path) -> Iterator[Path]:
-    """A name of its own beside a file, renamed to it at the end."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_name(f".{file.name}.{os.getpid()}-{time.time_ns()}")
-    try:
-        yield aside
-        os.replace(aside, file)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def clear_stale(place: Path) -> None:

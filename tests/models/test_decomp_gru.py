@@ -8,6 +8,7 @@ from qlib_ext.data.sampler import DaySampler
 from qlib_ext.errors import ConfigError, ShapeError
 from qlib_ext.models.decomp_gru import DecompGRU, DecompGRUNet, demean, moving_average, quantile_group
 from qlib_ext.training.rule import forward
+from slow_recurrences import gru_states
 from small_panels import QUIET, small_panel
 
 N, L, F, H = 13, 9, 6, 5
@@ -107,28 +108,15 @@ def test_what_a_group_shares_goes():
 
 
 # ---- network ------------------------------------------------------------------------------------------------------------------
-def gru(layer: nn.GRU, x: np.ndarray) -> np.ndarray:
-    """Every state of a GRU, by its equations."""
-    w, u, b, c = (getattr(layer, name).detach().numpy() for name in ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"))
-    k, state, states = u.shape[1], np.zeros((len(x), u.shape[1])), []
-    sigmoid = lambda v: 1 / (1 + np.exp(-v))  # noqa: E731
-    for step in range(x.shape[1]):
-        given, kept = x[:, step] @ w.T + b, state @ u.T + c
-        reset, update = (sigmoid(given[:, p:p + k] + kept[:, p:p + k]) for p in (0, k))
-        state = (1 - update) * np.tanh(given[:, 2 * k:] + reset * kept[:, 2 * k:]) + update * state
-        states.append(state)
-    return np.stack(states, axis=1)
-
-
 def slow(net: DecompGRUNet, x: torch.Tensor, group) -> np.ndarray:
     """The score of each stock from the formulas of the docstring, with loops over stocks and steps."""
     x = x.numpy()
     trend = {"none": None, "window": np.repeat(x.mean(axis=1, keepdims=True), L, axis=1), "average": np.stack(
         [np.stack([x[:, max(s - back, 0)] for back in range(net.days)]).mean(axis=0) for s in range(L)], axis=1)}[net.ts]
-    h = gru(net.first, x if trend is None else np.concatenate([x, x - trend], axis=-1))
+    h = gru_states(net.first, x if trend is None else np.concatenate([x, x - trend], axis=-1))
     if group is not None:
         h = np.concatenate([h, slow_demean(h, group, (x != 0).any(axis=-1))], axis=-1)
-    last = gru(net.second, h)[:, -1]
+    last = gru_states(net.second, h)[:, -1]
     centred = last - last.mean(axis=1, keepdims=True)
     normed = centred / np.sqrt((centred**2).mean(axis=1, keepdims=True) + net.norm.eps)
     return (normed * net.norm.weight.detach().numpy() + net.norm.bias.detach().numpy()) @ net.head.weight[0].detach().numpy() \
