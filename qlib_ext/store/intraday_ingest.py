@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import logging
-import os
 import shutil
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -332,7 +331,7 @@ class _Ingestion:
             report_absent(seen, daily, found)
         file = day_file(self.out, self.table, day)
         if files and files != [file]:
-            _join(files, file)
+            write_parquet(file, pl.scan_parquet(files, hive_partitioning=False), self.table)
             shutil.rmtree(aside)
         elif not files:
             file.unlink(missing_ok=True)
@@ -365,18 +364,7 @@ class _Ingestion:
 
     def _save(self, old: pl.DataFrame, findings: list[pl.DataFrame]) -> None:
         with folder_lock(self.out):
-            write_parquet(report_file(self.out, self.table), pl.concat([old, *findings]).sort("date", maintain_order=True))
-
-
-def _join(files: list[Path], file: Path) -> None:
-    """Files of a day, instrument after instrument, as one; aside, then renamed."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        pl.scan_parquet(files, hive_partitioning=False).sink_parquet(aside, compression="zstd", compression_level=1)
-        os.replace(aside, file)
-    finally:
-        aside.unlink(missing_ok=True)
+            write_parquet(report_file(self.out, self.table), pl.concat([old, *findings]).sort("date", maintain_order=True).lazy())
 
 
 def _groups(spans: pl.DataFrame) -> list[tuple[list[int], list, int]]:

@@ -1,7 +1,7 @@
 """Seconds and memory of the high-frequency factors against a bare scan of the same files and against pandas.
 
     python scripts/bench/intraday.py [--folder DIR] [--data ../shared/data] [--rounds 5] [--parts real,month,memory,features,ticks]
-                                     [--stocks 5000] [--days 22] [--pandas-days 1]
+                                     [--stocks 5000] [--days 22]
 
 real      the four factors of the real 15-minute bars (300 days x 250 stocks), one file a day
 month     the six factors of a generated month of 1-minute bars, one file a day
@@ -10,9 +10,9 @@ features  the inputs of networks of one of those days
 ticks     trades a second: thresholds and the factors of trades and orders, real ticks of a few stock-days many times over
 
 Files are in the form of the intraday folder, made under --folder (default: a temporary one) where they are not there yet. `scan` is a
-polars scan that sums every column of numbers, by the faster of its two engines; `factors` reads the same files, day by day on two threads;
-the pandas version is a vectorised groupby that makes the same values, checked to be equal, of the first days, with `scan` and `factors`
-measured on those days too. Peers take turns; medians are compared, and all are warmed once (file cache, compiled code).
+polars scan that sums every column of numbers, by the faster of its two engines; `factors` reads the same files, some days at a time on two
+threads; the pandas versions are vectorised groupbys that make the same values, checked to be equal, of as many days at a time as have a million
+rows (the real bars at once, the month day by day). Peers take turns; medians are compared, and all are warmed once (file cache, compiled code).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from qlib_ext.factors.intraday import (FACTORS, IntradayOptions, bar_values, blo
 from qlib_ext.factors.ticks import bars_from_trades
 from qlib_ext.store.intraday import IntradayFolder, write_day
 
-THREADS, PIECE_ROWS = 2, 200_000
+THREADS, PIECE_ROWS, PANDAS_ROWS = 2, 600_000, 1_000_000
 NUMBERS = ("minute", "open", "high", "low", "close", "volume", "amount", "n_trades")
 
 
@@ -90,11 +90,14 @@ def factors(files: list[Path], options: IntradayOptions) -> list[pl.DataFrame]:
     def some(part: list[Path]) -> pl.DataFrame:
         return bar_values(pl.scan_parquet(part, hive_partitioning=True, hive_schema={"date": pl.Date}), options).collect()
 
-    if not files:
-        return []
-    days = max(PIECE_ROWS // pl.scan_parquet(files[0]).select(pl.len()).collect().item(), 1)
     with ThreadPoolExecutor(THREADS) as pool:
-        return list(pool.map(some, [files[first:first + days] for first in range(0, len(files), days)]))
+        return list(pool.map(some, pieces(files, PIECE_ROWS)))
+
+
+def pieces(files: list[Path], rows: int) -> list[list[Path]]:
+    """Files of days, some at a time: as many as have `rows`."""
+    days = max(round(rows / pl.scan_parquet(files[0]).select(pl.len()).collect().item()), 1) if files else 1
+    return [files[first:first + days] for first in range(0, len(files), days)]
 
 
 def read_pandas(files: list[Path]) -> pd.DataFrame:
@@ -160,7 +163,8 @@ def compare(files: list[Path], options: IntradayOptions) -> None:
         SystemExit: they do not; nothing is worth measuring then.
     """
     ours = pl.concat(factors(files, options))
-    for theirs in (pandas_factors(read_pandas(files), options), tuned_pandas_factors(read_pandas(files), options)):
+    for version in (pandas_factors, tuned_pandas_factors):
+        theirs = pd.concat([version(read_pandas(part), options) for part in pieces(files, PANDAS_ROWS)])
         for name in theirs:
             a, b = ours[name].to_numpy().astype(float), theirs[name].to_numpy()
             held = np.isfinite(b)
@@ -187,27 +191,25 @@ def turns(peers: dict[str, Callable], rounds: int) -> dict[str, float]:
     return {name: statistics.median(found) for name, found in times.items()}
 
 
-def bars_part(title: str, files: list[Path], options: IntradayOptions, arguments: argparse.Namespace, pandas_days: int) -> None:
+def bars_part(title: str, files: list[Path], options: IntradayOptions, rounds: int) -> None:
     rows = pl.scan_parquet(files).select(pl.len()).collect().item()
     print(f"{title}: {len(files)} days, {rows / 1e6:.1f} M rows, {sum(one.stat().st_size for one in files) / 1e6:.0f} MB", flush=True)
+    compare(files, options)
     peers = {"scan (streaming)": lambda: scan(files, "streaming"), "scan (in memory)": lambda: scan(files, "in-memory"),
              "factors": lambda: factors(files, options)}
-    found = turns(peers, arguments.rounds)
+    found = turns(peers, rounds)
     least = min(found["scan (streaming)"], found["scan (in memory)"])
     print(f"  factors / scan = {found['factors'] / least:.2f}   ({rows / found['factors'] / 1e6:.1f} M rows a second)", flush=True)
-    against_pandas(files[:pandas_days], options, max(arguments.rounds // 2, 2))
-
-
-def against_pandas(files: list[Path], options: IntradayOptions, rounds: int) -> None:
-    compare(files, options)
-    held, ours = read_pandas(files), pl.scan_parquet(files, hive_partitioning=True, hive_schema={"date": pl.Date}).collect()
-    found = turns({"pandas": lambda: pandas_factors(read_pandas(files), options),
-                   "pandas, tuned": lambda: tuned_pandas_factors(read_pandas(files), options), "factors": lambda: factors(files, options),
+    parts = pieces(files, PANDAS_ROWS)
+    held, ours = read_pandas(parts[0]), pl.scan_parquet(parts[0], hive_partitioning=True, hive_schema={"date": pl.Date}).collect()
+    found = turns({"factors": lambda: factors(files, options),
+                   "pandas": lambda: [pandas_factors(read_pandas(part), options) for part in parts],
+                   "pandas, tuned": lambda: [tuned_pandas_factors(read_pandas(part), options) for part in parts],
+                   "factors in memory": lambda: bar_values(ours.lazy(), options).collect(),
                    "pandas in memory": lambda: pandas_factors(held, options),
-                   "tuned in memory": lambda: tuned_pandas_factors(held, options),
-                   "factors in memory": lambda: bar_values(ours.lazy(), options).collect()}, rounds)
-    print(f"  pandas / factors = {found['pandas'] / found['factors']:.1f}, tuned {found['pandas, tuned'] / found['factors']:.1f}, on "
-          f"{len(files)} days; without reading files {found['pandas in memory'] / found['factors in memory']:.1f}, tuned "
+                   "tuned in memory": lambda: tuned_pandas_factors(held, options)}, max(rounds // 2, 3))
+    print(f"  pandas / factors = {found['pandas'] / found['factors']:.1f}, tuned {found['pandas, tuned'] / found['factors']:.1f}; {len(held)} rows "
+          f"in memory, one thread: {found['pandas in memory'] / found['factors in memory']:.1f}, tuned "
           f"{found['tuned in memory'] / found['factors in memory']:.1f}", flush=True)
 
 
@@ -274,7 +276,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=None)
     parser.add_argument("--data", type=Path, default=Path(__file__).resolve().parents[2] / ".." / "shared" / "data")
     parser.add_argument("--parts", default="real,month,memory,features,ticks")
-    for name, default in {"rounds": 5, "stocks": 5000, "days": 22, "pandas-days": 1, "copies": 10}.items():
+    for name, default in {"rounds": 5, "stocks": 5000, "days": 22, "copies": 10}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     arguments = parser.parse_args()
     parts = arguments.parts.split(",")
@@ -285,12 +287,12 @@ def main() -> None:
         if "real" in parts:
             convert(folder, arguments.data)
             files = day_files(folder, "bars_15min")
-            bars_part("real 15-minute bars", files, IntradayOptions(bar_minutes=15), arguments, len(files))
+            bars_part("real 15-minute bars", files, IntradayOptions(bar_minutes=15), arguments.rounds)
         if {"month", "memory", "features"} & set(parts):
             generate(folder, arguments.stocks, arguments.days)
             files = day_files(folder, "bars_1min")
             if "month" in parts:
-                bars_part("generated 1-minute bars", files, IntradayOptions(), arguments, arguments.pandas_days)
+                bars_part("generated 1-minute bars", files, IntradayOptions(), arguments.rounds)
             if "memory" in parts:
                 memory_part(folder, files)
             if "features" in parts:
