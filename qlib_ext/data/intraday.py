@@ -152,7 +152,8 @@ class IntradayBlockLoader:
             partial: the days are part of those asked for, so there may be nothing in them.
 
         Raises:
-            DataError: as `check`; a file that cannot be read; and, but for `partial`, blocks of none of the days or instruments.
+            DataError: as `check`; a file that cannot be read; blocks of bars that were ingested again since (where the bars are no
+                longer there, blocks are taken as they are); and, but for `partial`, blocks of none of the days or instruments.
         """
         place = self._place()
         names = self._names(place)
@@ -166,6 +167,11 @@ class IntradayBlockLoader:
         codes = np.asarray(instruments, dtype=str)[order]
         values = np.full((len(days), len(codes), len(names)), np.nan, np.float32)
         lit = np.setdiff1d(np.arange(len(days)), dark)
+        from qlib_ext.store.intraday_days import is_outdated
+        old = [str(days[t]) for t in lit if is_outdated(files[t], place.parents[1])]
+        if old:
+            raise DataError(f"the blocks in {place} of {len(old)} days, first {old[0]}, were made of bars or trades that were ingested again "
+                            f"since: run `{COMMAND}` again")
         found = run(lambda part: sum(self._fill(files[t], names, codes, order, values[t]) for t in part),
                     [lit[first:first + _DAYS_A_PIECE] for first in range(0, len(lit), _DAYS_A_PIECE)])
         if not sum(found) and not partial:

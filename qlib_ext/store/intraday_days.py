@@ -25,9 +25,9 @@ import polars as pl
 from qlib_ext.errors import DataError, ExtError
 from qlib_ext.factors import intraday as formulas
 from qlib_ext.factors.intraday_features import BLOCK_FEATURES, DAY_FEATURES, block_features, day_features
-from qlib_ext.store.intraday import IntradayFolder, beside
+from qlib_ext.store.intraday import IntradayFolder, beside, day_file
 
-SOURCE = "source"
+SOURCE, GONE = "source", "gone"
 PART = "part.parquet"
 PIECE_ROWS = 5_000_000
 """Rows of ticks and bars that are looked at together."""
@@ -174,11 +174,7 @@ class DayWork:
         return day.item() in self._sets.get(table, ())
 
     def _identity(self, table: str, day: np.datetime64) -> str:
-        try:
-            status = os.stat(self.folder.path_of(table, day))
-        except FileNotFoundError:                           # removed since the days were listed
-            return f"{table}:gone"
-        return f"{table}:{status.st_size}:{status.st_mtime_ns}"
+        return _identity(table, self.folder.path_of(table, day))
 
     # ---- one day ----------------------------------------------------------------------------------------------------------
     def compute(self, task: Task) -> None:
@@ -305,6 +301,24 @@ def written_source(file: Path) -> Optional[str]:
         return pl.read_parquet_metadata(file).get(SOURCE)
     except (OSError, pl.exceptions.PolarsError):
         return None
+
+
+def is_outdated(file: Path, folder: Path) -> bool:
+    """Whether bars or trades that a block was made of are there and are others now; `folder` of the intraday tables."""
+    for part in (written_source(file) or "").split():
+        table = part.partition(":")[0]
+        now = _identity(table, day_file(folder, table, file.parent.name.partition("=")[2]))
+        if now not in (part, f"{table}:{GONE}"):
+            return True
+    return False
+
+
+def _identity(table: str, file: Path) -> str:
+    try:
+        status = os.stat(file)
+    except FileNotFoundError:                               # removed since the days were listed
+        return f"{table}:{GONE}"
+    return f"{table}:{status.st_size}:{status.st_mtime_ns}"
 
 
 def columns_of(file: Path) -> list[str]:
