@@ -170,8 +170,8 @@ class IntradayBlockLoader:
         from qlib_ext.store.intraday_days import is_outdated
         old = [str(days[t]) for t in lit if is_outdated(files[t], place.parents[1])]
         if old:
-            raise DataError(f"the blocks in {place} of {len(old)} days, first {old[0]}, were made of bars or trades that were ingested again "
-                            f"since: run `{COMMAND}` again")
+            raise DataError(f"the blocks in {place} of {len(old)} days, first {old[0]}, were made of bars or trades that were ingested "
+                            f"again since: run `{COMMAND}` again")
         found = run(lambda part: sum(self._fill(files[t], names, codes, order, values[t]) for t in part),
                     [lit[first:first + _DAYS_A_PIECE] for first in range(0, len(lit), _DAYS_A_PIECE)])
         if not sum(found) and not partial:
