@@ -44,6 +44,7 @@ def daily_ic(score: pd.Series, label: pd.Series) -> float:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_master_reaches_eight_tenths_of_lightgbm(tmp_path, monkeypatch):
     pytest.importorskip("lightgbm")
     from qlib_ext.demo.build import build_demo
