@@ -156,7 +156,7 @@ class IntradayBlockLoader:
                 longer there, blocks are taken as they are); and, but for `partial`, blocks of none of the days or instruments.
         """
         place = self._place()
-        names = self._names(place)
+        names, trades = self._names(place), bool(self._about(place).get("trades"))
         days = np.asarray(days, dtype="datetime64[D]")
         files = [place / f"date={day}" / "part.parquet" for day in days]
         dark = [number for number, file in enumerate(files) if not file.is_file()]
@@ -168,7 +168,7 @@ class IntradayBlockLoader:
         values = np.full((len(days), len(codes), len(names)), np.nan, np.float32)
         lit = np.setdiff1d(np.arange(len(days)), dark)
         from qlib_ext.store.intraday_days import is_outdated
-        old = [str(days[t]) for t in lit if is_outdated(files[t], place.parents[1])]
+        old = [str(days[t]) for t in lit if is_outdated(files[t], place.parents[1], trades)]
         if old:
             raise DataError(f"the blocks in {place} of {len(old)} days, first {old[0]}, were made of bars or trades that were ingested "
                             f"again since: run `{COMMAND}` again")
@@ -218,10 +218,14 @@ class IntradayBlockLoader:
         return found[0]
 
     def _names(self, place: Path) -> List[str]:
+        return [f"{name}@{bar}" for bar in range(1, self.bars + 1) for name in self._about(place)["features"]]
+
+    def _about(self, place: Path) -> dict:
+        """What the blocks are."""
         try:
             about = json.loads((place / "about.json").read_text(encoding="utf-8"))
-            names = [f"{name}@{bar}" for bar in range(1, self.bars + 1) for name in about["features"]]
+            list(about["features"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{place}/about.json cannot be read ({type(error).__name__}): run `{COMMAND}` with these blocks "
                             "again") from error
-        return names
+        return about

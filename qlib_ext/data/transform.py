@@ -209,7 +209,8 @@ def winsorize_limits(method: str, limits: Optional[float]) -> float:
 def winsorize_rows(values: np.ndarray, rows: np.ndarray, members: np.ndarray, method: str, limits: float) -> None:
     """Clip `values[rows]` (of `[r, c]`, in place) to limits made by `values[members]`, column by column.
 
-    "quantile": the q-th and (1 - q)-th, linear between values; "mad": median +- k 1.4826 MAD; "std": mean +- k std (ddof 1).
+    "quantile": the q-th and (1 - q)-th, linear between values; "mad": median +- k 1.4826 MAD, in columns where that is 0 (more than half
+    of the members are alike) as "std", since all others would become the median; "std": mean +- k std (ddof 1).
     NaN stays NaN; an infinite value counts in the medians only, and is clipped as any other. Where nothing can be made of the
     members (none has a value; for "std" fewer than two) all stay.
     """
@@ -220,6 +221,10 @@ def winsorize_rows(values: np.ndarray, rows: np.ndarray, members: np.ndarray, me
         by_std = method == "std"
         center, spread = moments(values, members, np.finfo(values.dtype).max) if by_std else robust_moments(values, members)
         reach = spread.astype(np.float64) * (limits if by_std else limits * ROBUST_SCALE)
+        alike = np.flatnonzero(spread == 0)
+        if len(alike) and not by_std:
+            means, stds = moments(np.ascontiguousarray(values[:, alike]), members, np.finfo(values.dtype).max)
+            center[alike], reach[alike] = means, stds.astype(np.float64) * limits
         with np.errstate(invalid="ignore"):
             low, high = center - reach, center + reach
     clip(values, rows, low.astype(values.dtype), high.astype(values.dtype))

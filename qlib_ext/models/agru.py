@@ -100,6 +100,8 @@ class AGRU(TorchModel):
     def __init__(self, d_feat: int | None = None, hidden_size: int = 32, bidirectional: bool = True, attention: bool = True,
                  units: int = 32, orthogonal: bool = False, weights: str = "equal", controls: list[str] | None = None,
                  dropout: float = 0.1, loss="ic", **options):
+        if isinstance(controls, str):
+            raise ConfigError(f"controls={controls!r} must be a list of aux entries: [{controls}]")
         super().__init__(dict(d_feat=d_feat, hidden_size=hidden_size, bidirectional=bidirectional, attention=attention, units=units,
                               orthogonal=orthogonal, weights=weights, controls=list(controls or []), dropout=dropout), loss=loss, **options)
         self.net_options["output"] = "factors" if isinstance(self.rule.loss, FactorIC) else "score"

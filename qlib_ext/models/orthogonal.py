@@ -13,6 +13,8 @@ from qlib_ext.training.style_loss import standardized
 
 RIDGE = 1e-4
 FLOOR = 1e-4
+ALIKE = 1e-12
+"""Distance from the mean, over the largest value, up to which values of a control count as all alike."""
 NOTHING = 1e-12
 """Variance up to which factors count as all the same."""
 GROUPS = ("industry",)
@@ -85,11 +87,19 @@ def orthogonalize(factors: torch.Tensor, controls: torch.Tensor | None = None) -
     rest = factors.to(place, torch.float64)
     rest = rest - rest.mean(dim=0)
     if p:
-        c = standardized(controls.to(place, torch.float64))
+        c = standardized(_unit(controls.to(place, torch.float64)))
         square = c.T @ c + RIDGE * torch.eye(p, dtype=c.dtype, device=place)
         rest = rest - c @ torch.linalg.solve(square, c.T @ rest)
         rest = rest - rest.mean(dim=0)
     return (rest @ InverseRoot.apply(rest.T @ rest / n, FLOOR)).to(factors.device, factors.dtype)
+
+
+def _unit(columns: torch.Tensor) -> torch.Tensor:
+    """Columns ``[n, p]`` less their means, of size 1 whatever their units; 0 where all are alike, NaN stays NaN."""
+    known = torch.isfinite(columns)
+    rest = columns - torch.where(known, columns, 0.0).sum(dim=0) / known.sum(dim=0).clamp_min(1)
+    size, large = (torch.where(known, one, 0.0).abs().amax(dim=0) for one in (rest, columns))
+    return rest / torch.where(size > ALIKE * large, size, torch.inf)
 
 
 class OrthogonalHead(nn.Module):

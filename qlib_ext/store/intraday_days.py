@@ -303,12 +303,14 @@ def written_source(file: Path) -> Optional[str]:
         return None
 
 
-def is_outdated(file: Path, folder: Path) -> bool:
-    """Whether bars or trades that a block was made of are there and are others now; `folder` of the intraday tables."""
-    for part in (written_source(file) or "").split():
-        table = part.partition(":")[0]
+def is_outdated(file: Path, folder: Path, trades: bool) -> bool:
+    """Whether bars or trades that a block is made of are there and are others now, or came later; `folder` of the intraday tables,
+    `trades`: whether blocks of this kind read trades."""
+    parts = (written_source(file) or "").split()
+    known = {part.partition(":")[0]: part for part in parts}
+    for table in {*known, *(["trades"] if trades else [])}:
         now = _identity(table, day_file(folder, table, file.parent.name.partition("=")[2]))
-        if now not in (part, f"{table}:{GONE}"):
+        if now not in (known.get(table), f"{table}:{GONE}"):
             return True
     return False
 

@@ -10,7 +10,7 @@ import pandas as pd
 import polars as pl
 import pytest
 import qlib
-from tiny_intraday import CODES, DAYS, bars, build_folder, build_store
+from tiny_intraday import CODES, DAYS, bars, build_folder, build_store, trades
 
 from qlib_ext.data.intraday import IntradayBlockLoader, IntradayFeatures, intraday_fields
 from qlib_ext.errors import ConfigError, DataError
@@ -137,6 +137,19 @@ def test_blocks_follow_bars_that_are_ingested_again(tmp_path):
     assert np.nanmax(np.abs(after[2] - before[2])) > 1e-3
     shutil.rmtree(folder / "bars_15min")                      # whoever keeps the blocks alone has nothing to compare with
     np.testing.assert_array_equal(loader.load(DAYS[:6].to_numpy(), CODES)[0], after)
+
+
+def test_trades_that_came_after_the_blocks_are_not_passed_over(tmp_path):
+    store, folder = build_store(tmp_path / "store", DAYS[:4]), build_folder(tmp_path / "store.intraday", DAYS[:4])
+    write_day(folder, "trades", np.datetime64(DAYS[0], "D"), trades(DAYS[0]))
+    build_intraday(store, factors=["hf_skew"], blocks=(60,))
+    loader = IntradayBlockLoader(str(folder), 60)
+    loader.load(DAYS[:4].to_numpy(), CODES)
+    write_day(folder, "trades", np.datetime64(DAYS[2], "D"), trades(DAYS[2]))
+    with pytest.raises(DataError, match=rf"of 1 days, first {DAYS[2]:%Y-%m-%d}, were made of bars or trades"):
+        loader.load(DAYS[:4].to_numpy(), CODES)
+    build_intraday(store, factors=["hf_skew"])
+    loader.load(DAYS[:4].to_numpy(), CODES)
 
 
 def test_what_blocks_refuse(place, store, tmp_path):

@@ -176,7 +176,7 @@ def winsorized_by_loops(values, day, method, limits, mask):
             counted = values[(day == one) & mask & ~np.isnan(values[:, column]), column]  # medians count infinite values
             if method == "quantile":
                 low, high = np.quantile(known, [limits, 1 - limits]) if known.size else (-np.inf, np.inf)
-            elif method == "mad":
+            elif method == "mad" and not (counted.size and np.median(np.abs(counted - np.median(counted))) == 0):
                 center = np.median(counted) if counted.size else np.nan
                 reach = limits * 1.4826 * np.median(np.abs(counted - center)) if counted.size else np.nan
                 low, high = (center - reach, center + reach) if counted.size else (-np.inf, np.inf)
@@ -207,6 +207,16 @@ def test_winsorize_equals_loops(rows, method, limits, masked):
     single = cs_winsorize(values.astype(np.float32), day, method, limits, mask)
     assert single.dtype == np.float32
     np.testing.assert_allclose(single, cs_winsorize(values, day, method, limits, mask), rtol=1e-5, atol=1e-6)
+
+
+def test_a_column_most_of_which_is_alike_keeps_what_differs():
+    """MAD 0: limits of standard deviations, not all others to the median."""
+    draw = np.random.default_rng(0)
+    flag, share = np.r_[np.ones(55), np.zeros(46)], np.r_[np.zeros(60), draw.normal(size=40), 500.0]
+    made = cs_winsorize(np.c_[flag, share], np.zeros(101, int), "mad", 3.0)
+    np.testing.assert_array_equal(made[:, 0], flag)
+    np.testing.assert_array_equal(made[:100, 1], share[:100])
+    assert made[100, 1] == pytest.approx(share.mean() + 3 * share.std(ddof=1))
 
 
 def neutral_rows(seed=0, size=900):

@@ -35,6 +35,15 @@ def test_factors_are_orthogonal_to_each_other_to_the_controls_and_to_the_constan
     assert (controls.to(DOUBLE).T @ made / len(made)).abs().max() < 1e-5 and made.mean(dim=0).abs().max() < 1e-6
 
 
+@pytest.mark.parametrize("scale", [1e-10, 1e-6, 1.0, 1e10])
+def test_the_unit_of_a_control_does_not_matter(scale):
+    factors, controls = draws()
+    made = orthogonalize(factors, scale * (controls + 5))
+    torch.testing.assert_close(made, orthogonalize(factors, controls + 5), atol=1e-9, rtol=0)
+    alike = torch.cat([controls + 5, torch.full((len(controls), 1), 0.1 * scale, dtype=DOUBLE)], dim=1)
+    torch.testing.assert_close(orthogonalize(factors, alike), orthogonalize(factors, controls + 5), atol=1e-9, rtol=0)
+
+
 def test_it_is_least_squares_and_the_nearest_orthogonal_factors():
     """Residuals of numpy's lstsq; of all orthogonal bases of their span the polar factor (from an SVD) is the nearest."""
     factors, controls = (one.numpy() for one in draws())
