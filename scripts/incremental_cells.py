@@ -42,7 +42,9 @@ def shipped_panel(workflow: Path, store: str, cache: str | Path, change: Callabl
     dataset, print_of_store = load_workflow(workflow)["task"]["dataset"], fingerprint(store)
     if change is not None:
         change(dataset)
-    pack = Path(cache, f"{Path(store).name}-{workflow.stem}-{digest([dataset, print_of_store])}.npz")
+    blocks = sorted(Path(f"{store}.intraday", "blocks").glob("*/*/*.parquet"))                       # not in the store's fingerprint
+    made_of = [dataset, print_of_store, *([str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in blocks)]
+    pack = Path(cache, f"{Path(store).name}-{workflow.stem}-{digest(made_of)}.npz")
     started = time.perf_counter()
     if not pack.is_file():
         import qlib

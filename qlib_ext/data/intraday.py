@@ -134,7 +134,7 @@ class IntradayBlockLoader:
             DataError: no intraday folder, no blocks of these minutes, several and no key. ConfigError: Qlib is not initialised, and
                 no folder is named.
         """
-        self._names(self._place())
+        self._names(self.place())
 
     def at_store(self, store: Union[str, Path]) -> None:
         """`check` beside a store while Qlib is not initialised, as `qlib_ext.check` does."""
@@ -143,7 +143,7 @@ class IntradayBlockLoader:
 
     def column_names(self) -> List[str]:
         """Names of the columns that `load` will give; raises as `check`."""
-        return self._names(self._place())
+        return self._names(self.place())
 
     def load(self, days: Sequence, instruments: Sequence[str], partial: bool = False) -> Tuple[np.ndarray, List[str]]:
         """float32 `[t, n, bars x features]` of `days [t]` and `instruments [n]`, and the names of the columns.
@@ -155,7 +155,7 @@ class IntradayBlockLoader:
             DataError: as `check`; a file that cannot be read; blocks of bars that were ingested again since (where the bars are no
                 longer there, blocks are taken as they are); and, but for `partial`, blocks of none of the days or instruments.
         """
-        place = self._place()
+        place = self.place()
         names, trades = self._names(place), bool(self._about(place).get("trades"))
         days = np.asarray(days, dtype="datetime64[D]")
         files = [place / f"date={day}" / "part.parquet" for day in days]
@@ -199,8 +199,8 @@ class IntradayBlockLoader:
         return len(row)
 
     # ---- where ------------------------------------------------------------------------------------------------------------
-    def _place(self) -> Path:
-        """The folder of the blocks."""
+    def place(self) -> Path:
+        """The folder of the blocks; raises as `check`."""
         if self.folder is None and self.store is None and not C.registered:
             raise ConfigError("IntradayBlockLoader: name the folder of the intraday tables, or initialise Qlib first")
         root = self.folder or f"{str(self.store or C.dpm.get_data_uri('day')).rstrip('/')}.intraday"

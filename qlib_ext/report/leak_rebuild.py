@@ -1,4 +1,5 @@
-"""A store whose daily bars after a day are noise, and a fresh process that builds a dataset on it and scores it.
+"""A store whose daily bars, and blocks of intraday bars, after a day are noise, and a fresh process that builds a dataset on it and
+scores it.
 
 That process is ``python -m qlib_ext.report.leak_rebuild FOLDER``; the folder holds what to do (`JOB`, `MODEL`) and gets what came of it
 (`RESULT`).
@@ -24,6 +25,7 @@ from qlib.data.dataset.handler import DataHandlerLP
 from qlib.utils import init_instance_by_config
 
 from qlib_ext.data.array_loader import field_names
+from qlib_ext.data.intraday import IntradayBlockLoader
 from qlib_ext.data.universe import trading_calendar
 from qlib_ext.errors import DataError
 from qlib_ext.report.leak_checks import Rebuilt, changed, largest_difference
@@ -125,7 +127,8 @@ def rebuild(config: dict, model: Any, dataset, scores: pd.Series, known: pd.Time
     with tempfile.TemporaryDirectory(prefix="qlib_ext-leak-") as made:
         place = int(np.searchsorted(trading_calendar(), np.datetime64(known, "D")))
         copied = corrupted_copy(store, Path(made, "store"), place, np.random.default_rng(seed), _fields(dataset))
-        job = {"store": str(copied), "dataset": _with_snapshots(_ending(config, max(after)), dataset), "threads": _torch_threads(),
+        changed_config = _with_blocks(_with_snapshots(_ending(config, max(after)), dataset), Path(made), known, np.random.default_rng(seed))
+        job = {"store": str(copied), "dataset": changed_config, "threads": _torch_threads(),
                "days": [*before, *after],
                "start": {"region": C["region"], "kernels": C.get_kernels("day"), "custom_ops": C["custom_ops"]}}
         Path(made, JOB).write_bytes(pickle.dumps(job))
@@ -169,6 +172,32 @@ def _with_snapshots(config: dict, dataset) -> dict:
                 node.entry["kwargs"] = {**node.kwargs, "snapshots": folder}
             break
     return config
+
+
+def _with_blocks(config: dict, folder: Path, known: pd.Timestamp, draw: np.random.Generator) -> dict:
+    """Loaders of intraday blocks are given copies of them in a folder: files of days up to `known` are links, later ones noise."""
+    for number, node in enumerate(class_nodes({"task": {"dataset": config}})):
+        kind = node.resolve() if ".aux" in node.where else None
+        if isinstance(kind, type) and issubclass(kind, IntradayBlockLoader):
+            source = kind(**node.kwargs).place()
+            root = folder / f"intraday{number}"
+            for file in sorted(source.rglob("*")):
+                goal = root / "blocks" / file.relative_to(source.parent)
+                if file.name == "about.json" or file.name == "part.parquet":
+                    goal.parent.mkdir(parents=True, exist_ok=True)
+                    day = file.parent.name.partition("=")[2]
+                    (_noisy_block(file, goal, draw) if day and pd.Timestamp(day) > known else _link(file, goal))
+            node.entry["kwargs"] = {**node.kwargs, "folder": str(root)}
+    return config
+
+
+def _noisy_block(file: Path, goal: Path, draw: np.random.Generator) -> None:
+    """A block of a day with noise in the place of its values; what is unknown stays so."""
+    import polars as pl
+    frame = pl.read_parquet(file, hive_partitioning=False)
+    columns = [name for name in frame.columns if name != "instrument"]
+    noise = pl.DataFrame(draw.standard_normal((frame.height, len(columns)), np.float32), schema=columns)
+    frame.with_columns(noise.get_column(name) + 0 * pl.col(name) for name in columns).write_parquet(goal)
 
 
 def _torch_threads() -> Optional[int]:

@@ -10,11 +10,13 @@ import pandas as pd
 import polars as pl
 import pytest
 import qlib
+from qlib.utils import init_instance_by_config
 from tiny_intraday import CODES, DAYS, bars, build_folder, build_store, trades
 
 from qlib_ext.data.intraday import IntradayBlockLoader, IntradayFeatures, intraday_fields
 from qlib_ext.errors import ConfigError, DataError
 from qlib_ext.factors.intraday_features import BLOCK_FEATURES
+from qlib_ext.report.leak_rebuild import rebuild
 from qlib_ext.store.intraday import write_day
 from qlib_ext.store.intraday_build import build_intraday
 
@@ -217,19 +219,54 @@ def test_check_takes_the_columns_from_the_store(place, store, tmp_path):
     assert any("aux.hours.kwargs" in one and "has no blocks" in one for one in bare)
 
 
+def dataset_of_blocks(loader: str = "IntradayBlockLoader", module: str = "qlib_ext.data.intraday") -> dict:
+    day = [str(one.date()) for one in DAYS]
+    handler = {"class": "IntradayFeatures", "module_path": "qlib_ext.data.intraday",
+               "kwargs": {"instruments": "csi300", "start_time": day[5], "end_time": day[-1], "label": {"horizons": [1]}}}
+    return {"class": "PanelDatasetH", "module_path": "qlib_ext.data.dataset", "kwargs": {
+        "handler": handler, "window": 3, "aux_windows": ["hours"],
+        "segments": {"train": [day[8], day[16]], "valid": [day[17], day[21]], "test": [day[22], day[26]]},
+        "aux": {"hours": {"class": loader, "module_path": module, "kwargs": {"minutes": 60}}}}}
+
+
 def test_blocks_in_a_dataset(store):
     """Windows of the blocks stand beside the features of a panel."""
-    from qlib_ext.data.dataset import PanelDatasetH
-    dataset = PanelDatasetH(
-        {"class": "IntradayFeatures", "module_path": "qlib_ext.data.intraday",
-         "kwargs": {"instruments": "csi300", "start_time": str(DAYS[5].date()), "end_time": str(DAYS[-1].date()),
-                    "label": {"horizons": [1]}}},
-        {"train": [str(DAYS[8].date()), str(DAYS[16].date())], "valid": [str(DAYS[17].date()), str(DAYS[21].date())],
-         "test": [str(DAYS[22].date()), str(DAYS[26].date())]}, window=3,
-        aux={"hours": {"class": "IntradayBlockLoader", "module_path": "qlib_ext.data.intraday", "kwargs": {"minutes": 60}}},
-        aux_windows=["hours"])
+    dataset = init_instance_by_config(dataset_of_blocks())
     panel = dataset.panel()
     values = IntradayBlockLoader(minutes=60).load(panel.days, panel.instruments)[0]
     row = panel.rows[9, 4]
     np.testing.assert_array_equal(panel.blocks["hours"].values[row], values[9, 4])
     assert pd.Timestamp(panel.days[0]) == DAYS[5]
+
+
+class TomorrowsBlocks(IntradayBlockLoader):
+    """A leak: each day shows the bars of the next."""
+
+    def load(self, days, instruments, partial=False):
+        values, names = super().load(days, instruments, partial)
+        return np.roll(values, -1, axis=0), names
+
+
+class MeanOfBlocks:
+    """Scores are means of the day's bars."""
+
+    def predict(self, dataset, segment="test"):
+        panel = dataset.panel()
+        first, last = panel.segments[segment]
+        day, stock = np.nonzero(panel.rows[first:last] >= 0)
+        values = np.nan_to_num(panel.blocks["hours"].values[panel.rows[first:last][day, stock]]).mean(axis=1)
+        return pd.Series(values, pd.MultiIndex.from_arrays([panel.days[first:last][day], panel.instruments[stock]],
+                                                           names=["datetime", "instrument"]))
+
+
+@pytest.mark.parametrize("loader, module", [("IntradayBlockLoader", "qlib_ext.data.intraday"), ("TomorrowsBlocks", __name__)])
+def test_the_rebuild_with_noise_behind_a_day_sees_blocks(store, loader, module):
+    config, model = dataset_of_blocks(loader, module), MeanOfBlocks()
+    dataset = init_instance_by_config(config)
+    made = rebuild(config, model, dataset, model.predict(dataset), DAYS[23], [DAYS[22], DAYS[23]], [DAYS[24]], seed=1)
+    changed = made.inputs[[name.startswith("hours: ") for name in made.inputs.index]].sum()
+    assert made.later > 0
+    if loader == "TomorrowsBlocks":
+        assert changed > 0 and made.score_difference > 0.01
+    else:
+        assert changed == 0 and made.score_difference == 0
