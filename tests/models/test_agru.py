@@ -187,6 +187,7 @@ def test_factors_of_a_day_are_orthogonal_to_each_other_and_to_what_is_given(loss
 def test_what_it_refuses():
     for options in ({"hidden_size": 0}, {"units": 0}, {"controls": ["style"]}, {"weights": "learned"}, {"loss": "factor_ic"},
                     {"orthogonal": True, "weights": "mine"}, {"orthogonal": True, "controls": ["a", "a"]},
+                    {"orthogonal": True, "controls": "style"},
                     {"orthogonal": True, "loss": "factor_ic", "weights": "learned"}):
         with pytest.raises(ConfigError):
             AGRU(**{**OPTIONS, **options}).build_net({"d_feat": 3})
