@@ -11,6 +11,7 @@ from typing import Mapping, NamedTuple, Optional
 
 import numpy as np
 
+from qlib_ext.data.columns import robust_moments
 from qlib_ext.data.transform import cs_neutralize, cs_winsorize, cs_zscore
 from qlib_ext.errors import ConfigError, ShapeError
 
@@ -153,9 +154,8 @@ def _residual(values: np.ndarray, parts: list[np.ndarray], industry: Optional[np
     """One day of `orthogonalise`, all ``[n]``."""
     day = np.zeros(len(values), np.int64)
     raw = np.column_stack([values, *parts])
-    table = cs_zscore(cs_winsorize(raw, day, "mad", limit), day)
-    flat = ~np.isfinite(table).any(axis=0)
-    table[:, flat] = cs_zscore(raw[:, flat], day)
+    alike = robust_moments(raw, np.arange(len(raw)))[1] == 0
+    table = cs_zscore(np.where(alike, raw, cs_winsorize(raw, day, "mad", limit)), day)
     flat = ~np.isfinite(table[:, 1:]).any(axis=0)                   # an exposure without spread explains nothing
     exposures, groups = table[:, 1:][:, ~flat], np.zeros(len(values), np.int64)
     if industry is not None:

@@ -140,7 +140,9 @@ def test_a_stock_alone_in_its_industry_is_unknown():
 def test_what_most_stocks_share_is_not_clipped():
     values = np.zeros((1, 30))
     values[0, :8] = np.arange(1, 9)
-    np.testing.assert_allclose(orthogonalise(values, {}).values[0], (values[0] - values.mean()) / values.std(ddof=1))
+    for largest in (8, 800):
+        values[0, 7] = largest
+        np.testing.assert_allclose(orthogonalise(values, {}).values[0], (values[0] - values.mean()) / values.std(ddof=1))
 
 
 def test_shapes():
