@@ -97,8 +97,8 @@ class IntradayFeatures(_FormulaHandler, _IntradayFields):
 class IntradayBlockLoader:
     """Intraday bars of each stock and day as one row of columns ``<feature>@<bar>``, all of bar 1 first; NaN unknown.
 
-    With `zscore` each column of a day is clipped to its median +- 3 x 1.4826 MAD and scaled to mean 0 and standard deviation 1, over
-    all stocks that the day's file has; columns without spread are NaN.
+    With `zscore` each column of a day is clipped to its median +- 3 x 1.4826 MAD (`winsorize_rows`) and scaled to mean 0 and standard
+    deviation 1, over all stocks that the day's file has; columns without spread are NaN.
 
     Args:
         folder: of the intraday tables; None = ``<store>.intraday`` beside the store in use.
@@ -134,7 +134,7 @@ class IntradayBlockLoader:
             DataError: no intraday folder, no blocks of these minutes, several and no key. ConfigError: Qlib is not initialised, and
                 no folder is named.
         """
-        self._names(self.place())
+        self.column_names()
 
     def at_store(self, store: Union[str, Path]) -> None:
         """`check` beside a store while Qlib is not initialised, as `qlib_ext.check` does."""
@@ -143,7 +143,7 @@ class IntradayBlockLoader:
 
     def column_names(self) -> List[str]:
         """Names of the columns that `load` will give; raises as `check`."""
-        return self._names(self.place())
+        return self._names(self._about(self.place()))
 
     def load(self, days: Sequence, instruments: Sequence[str], partial: bool = False) -> Tuple[np.ndarray, List[str]]:
         """float32 `[t, n, bars x features]` of `days [t]` and `instruments [n]`, and the names of the columns.
@@ -156,7 +156,8 @@ class IntradayBlockLoader:
                 longer there, blocks are taken as they are); and, but for `partial`, blocks of none of the days or instruments.
         """
         place = self.place()
-        names, trades = self._names(place), bool(self._about(place).get("trades"))
+        about = self._about(place)
+        names, trades = self._names(about), bool(about.get("trades"))
         days = np.asarray(days, dtype="datetime64[D]")
         files = [place / f"date={day}" / "part.parquet" for day in days]
         dark = [number for number, file in enumerate(files) if not file.is_file()]
@@ -217,11 +218,11 @@ class IntradayBlockLoader:
                             f"keys {keys} (what they are, about.json in each says)")
         return found[0]
 
-    def _names(self, place: Path) -> List[str]:
-        return [f"{name}@{bar}" for bar in range(1, self.bars + 1) for name in self._about(place)["features"]]
+    def _names(self, about: dict) -> List[str]:
+        return [f"{name}@{bar}" for bar in range(1, self.bars + 1) for name in about["features"]]
 
     def _about(self, place: Path) -> dict:
-        """What the blocks are."""
+        """What the blocks in a folder are."""
         try:
             about = json.loads((place / "about.json").read_text(encoding="utf-8"))
             list(about["features"])

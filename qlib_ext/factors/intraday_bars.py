@@ -17,11 +17,9 @@ from qlib_ext.jit import compiled
 AUCTION = 237
 """Last minute before the closing auction."""
 _COLUMNS = ("open", "close", "volume", "amount")
-_PLACE = {name: number for number, name in enumerate((
-    "hf_skew", "hf_down_share", "hf_improved_reversal", "hf_tail_share", "hf_outflow_share", "hf_push_up", "hf_outflow_share_proxy",
-    "hf_push_up_proxy"))}
-_SIZED = set(list(_PLACE)[4:])
+_SIZED = ("hf_outflow_share", "hf_push_up", "hf_outflow_share_proxy", "hf_push_up_proxy")
 """Factors that read amounts."""
+_PLACE = {name: number for number, name in enumerate(("hf_skew", "hf_down_share", "hf_improved_reversal", "hf_tail_share", *_SIZED))}
 NO_SPREAD = 1e-20
 """Variance of returns, over their mean square, up to which they count as all the same."""
 
@@ -65,7 +63,7 @@ def bar_values(bars: pl.LazyFrame, options: IntradayOptions | None = None, names
         raise DataError(f"{blind} need the number of trades of each bar, column n_trades, which the bars lack: leave them out, or use "
                         f"{[name + '_proxy' for name in blind]} with proxy: true, which are other factors")
     needs = {need for name in names for need in {**NEEDS, **PROXIES}[name]}
-    sized = ["amount"] if _SIZED & set(names) else []
+    sized = ["amount"] if set(_SIZED) & set(names) else []
     columns = ["date", "instrument", "minute", "open", "close", "volume", *sized, *(["n_trades"] if "n_trades" in needs else [])]
     schema = {"date": held["date"], "instrument": held["instrument"], **dict.fromkeys(names, pl.Float64), "bars_traded": pl.Int16}
     return bars.select(columns).map_batches(lambda frame: _values(frame, options, names), schema=schema, predicate_pushdown=False,

@@ -127,8 +127,9 @@ def rebuild(config: dict, model: Any, dataset, scores: pd.Series, known: pd.Time
     with tempfile.TemporaryDirectory(prefix="qlib_ext-leak-") as made:
         place = int(np.searchsorted(trading_calendar(), np.datetime64(known, "D")))
         copied = corrupted_copy(store, Path(made, "store"), place, np.random.default_rng(seed), _fields(dataset))
-        changed_config = _with_blocks(_with_snapshots(_ending(config, max(after)), dataset), Path(made), known, np.random.default_rng(seed))
-        job = {"store": str(copied), "dataset": changed_config, "threads": _torch_threads(),
+        config = _with_snapshots(_ending(config, max(after)), dataset)
+        config = _with_blocks(config, Path(made), known, np.random.default_rng(seed))
+        job = {"store": str(copied), "dataset": config, "threads": _torch_threads(),
                "days": [*before, *after],
                "start": {"region": C["region"], "kernels": C.get_kernels("day"), "custom_ops": C["custom_ops"]}}
         Path(made, JOB).write_bytes(pickle.dumps(job))
@@ -181,12 +182,16 @@ def _with_blocks(config: dict, folder: Path, known: pd.Timestamp, draw: np.rando
         if isinstance(kind, type) and issubclass(kind, IntradayBlockLoader):
             source = kind(**node.kwargs).place()
             root = folder / f"intraday{number}"
-            for file in sorted(source.rglob("*")):
-                goal = root / "blocks" / file.relative_to(source.parent)
-                if file.name == "about.json" or file.name == "part.parquet":
-                    goal.parent.mkdir(parents=True, exist_ok=True)
-                    day = file.parent.name.partition("=")[2]
-                    (_noisy_block(file, goal, draw) if day and pd.Timestamp(day) > known else _link(file, goal))
+            goal = root / "blocks" / source.name
+            goal.mkdir(parents=True)
+            _link(source / "about.json", goal / "about.json")
+            for file in sorted(source.glob("date=*/part.parquet")):
+                copied = goal / file.parent.name / file.name
+                copied.parent.mkdir()
+                if pd.Timestamp(file.parent.name.removeprefix("date=")) > known:
+                    _noisy_block(file, copied, draw)
+                else:
+                    _link(file, copied)
             node.entry["kwargs"] = {**node.kwargs, "folder": str(root)}
     return config
 

@@ -11,8 +11,9 @@ ticks     trades a second: thresholds and the factors of trades and orders, real
 
 Files are in the form of the intraday folder, made under --folder (default: a temporary one) where they are not there yet. `scan` is a
 polars scan that sums every column of numbers, by the faster of its two engines; `factors` reads the same files, some days at a time on two
-threads; the pandas versions are vectorised groupbys that make the same values, checked to be equal, of as many days at a time as have a million
-rows (the real bars at once, the month day by day). Peers take turns; medians are compared, and all are warmed once (file cache, compiled code).
+threads; the pandas versions are vectorised groupbys that make the same values, checked to be equal, of as many days at a time as have a
+million rows (the real bars at once, the month day by day). Peers take turns; medians are compared, and all are warmed once (file cache,
+compiled code).
 """
 
 from __future__ import annotations
@@ -208,8 +209,8 @@ def bars_part(title: str, files: list[Path], options: IntradayOptions, rounds: i
                    "factors in memory": lambda: bar_values(ours.lazy(), options).collect(),
                    "pandas in memory": lambda: pandas_factors(held, options),
                    "tuned in memory": lambda: tuned_pandas_factors(held, options)}, max(rounds // 2, 3))
-    print(f"  pandas / factors = {found['pandas'] / found['factors']:.1f}, tuned {found['pandas, tuned'] / found['factors']:.1f}; {len(held)} rows "
-          f"in memory, one thread: {found['pandas in memory'] / found['factors in memory']:.1f}, tuned "
+    print(f"  pandas / factors = {found['pandas'] / found['factors']:.1f}, tuned {found['pandas, tuned'] / found['factors']:.1f}; "
+          f"{len(held)} rows in memory, one thread: {found['pandas in memory'] / found['factors in memory']:.1f}, tuned "
           f"{found['tuned in memory'] / found['factors in memory']:.1f}", flush=True)
 
 
