@@ -57,9 +57,7 @@ def _make(options: argparse.Namespace) -> list[Path]:
     if options.compare and (options.png or len(options.compare) < 2):
         raise ConfigError("--png goes with --recorder" if options.png else "--compare needs two runs or more; --recorder shows one")
     runs = Runs(options.uri)
-    chosen = [find(runs, name, options.experiment) for name in options.compare or options.recorder]
-    if len({run.info.run_id for run in chosen}) < len(chosen):
-        raise ConfigError(f"{options.compare}: one run is named twice")
+    chosen = _find_all(runs, options.compare or options.recorder, options.experiment)
     reports = [saved_reports(Artefacts(runs, run)) for run in chosen]
     if options.compare:
         page = compare_sheet(list(zip(_names(runs, chosen), reports)), options.language)
@@ -102,14 +100,15 @@ def _weekly(options: argparse.Namespace) -> list[Path]:
     store = check_store(named_store(options.store))
     qlib.init(provider_uri=str(store), region="cn", kernels=1, expression_cache=None, dataset_cache=None, logging_level=30)
     runs = Runs(options.uri) if options.recorder else None
-    chosen = [find(runs, name, options.experiment) for name in options.recorder or []]
+    chosen = _find_all(runs, options.recorder or [], options.experiment)
     fields, notes = weekly.choose_fields(options.fields or ([] if chosen else ["hf"]), options.variant)
     scores = weekly.field_scores(fields, options.first, None, options.universe) if fields else {}
     signs = {} if options.raw_sign else {name: weekly.sign_of(field) for name, field in zip(scores, fields)}
-    scores |= {name: weekly.run_scores(runs, run, options.first) for name, run in zip(_names(runs, chosen), chosen)}
+    named = dict(zip(_names(runs, chosen, scores), chosen))
+    scores |= {name: weekly.run_scores(runs, run, options.first) for name, run in named.items()}
     grouped = list(scores)[:len(fields)] if not options.fields or "hf" in options.fields else []
     table = weekly.weekly_table(scores, options.as_of, options.horizon, options.entry, options.universe, options.min_count, signs, grouped)
-    table.notes.extend([*notes, *weekly.other_stores(runs, chosen, store)])
+    table.notes.extend([*notes, *weekly.other_stores(runs, named, store)])
     if (read_metadata(store) or {}).get("generated"):
         table = table._replace(convention=f"{table.convention} {STATEMENT}")
     print(weekly.write_weekly(table, "txt", options.language))
@@ -135,10 +134,22 @@ def find(runs, name: str, experiment: str | None = None):
     return found[0]
 
 
-def _names(runs, chosen: list) -> list[str]:
-    """Names of runs: that of the experiment where it is there once, else with the id's first letters."""
+def _find_all(runs, names: list[str], experiment: str | None) -> list:
+    """Runs as `find` finds them.
+
+    Raises:
+        ConfigError: one is named twice.
+    """
+    chosen = [find(runs, name, experiment) for name in names]
+    if len({run.info.run_id for run in chosen}) < len(chosen):
+        raise ConfigError(f"{' '.join(names)}: one run is named twice")
+    return chosen
+
+
+def _names(runs, chosen: list, taken=()) -> list[str]:
+    """Names of runs: that of the experiment where it is there once and not `taken`, else with the id's first letters."""
     names = [runs.experiment_of(run) for run in chosen]
-    return [name if names.count(name) == 1 else f"{name} {run.info.run_id[:8]}" for name, run in zip(names, chosen)]
+    return [f"{name} {run.info.run_id[:8]}" if name in taken or names.count(name) > 1 else name for name, run in zip(names, chosen)]
 
 
 def write(page: str, path: Path) -> Path:

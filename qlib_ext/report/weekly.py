@@ -18,6 +18,7 @@ from qlib.config import C
 from qlib.data import D
 from tqdm import tqdm
 
+from qlib_ext.data.segments import label_offset
 from qlib_ext.data.universe import member_spans, trading_calendar
 from qlib_ext.errors import ConfigError, DataError
 from qlib_ext.factors.intraday_options import FACTORS, SIGNS
@@ -33,6 +34,7 @@ from qlib_ext.report.saved import Artefacts
 from qlib_ext.report.view import check_scores, factor_view
 from qlib_ext.report.words import both
 from qlib_ext.signatures import did_you_mean
+from qlib_ext.store.metadata import as_day
 
 TENTHS = 10
 FACTS = ("sign", "first day", "names")
@@ -165,11 +167,8 @@ def _named(name: str, view: FactorView, min_count: int) -> dict:
 def _day(as_of: Optional[str], scores: Mapping[str, pd.Series], required: Sequence[str]) -> np.datetime64:
     """The trading day of the table; by default the last one that all required scores have, or where none is, any."""
     calendar, ends = trading_calendar(), {name: column.index.get_level_values(0).max() for name, column in scores.items()}
-    try:
-        wanted = as_of or (min(ends[name] for name in required) if required else max(ends.values(), default=calendar[-1]))
-        wanted = np.datetime64(pd.Timestamp(wanted), "D")
-    except ValueError as error:
-        raise ConfigError(f"as of {as_of!r}: give a date, such as 2024-06-28") from error
+    ended = min(ends[name] for name in required) if required else max(ends.values(), default=calendar[-1])
+    wanted = np.datetime64(as_day(ended if as_of is None else as_of, "as of"))
     if not calendar[0] <= wanted <= calendar[-1] + LATE:
         raise DataError(f"as of {wanted} is outside the store, which runs from {calendar[0]} to {calendar[-1]}: choose a day inside")
     return calendar[np.searchsorted(calendar, wanted, side="right") - 1]
@@ -195,7 +194,8 @@ def _corners(scores: Sequence[pd.Series]) -> pd.Series:
 def choose_fields(wanted: Sequence[str], variant: str = "orth") -> tuple[list[str], list[str]]:
     """Expressions of Qlib for what was asked: ``hf`` (all ten factors), names of factors, or ``$fields`` and expressions as they are.
 
-    A factor's name stands for its `variant`; where the store lacks the orthogonalised one, the mean is taken.
+    A factor's name stands for its `variant`; where the store lacks the orthogonalised one, the mean is taken. Fields are written small,
+    as Qlib reads them.
 
     Returns:
         The expressions, and notes on factors that ``hf`` left out.
@@ -207,7 +207,7 @@ def choose_fields(wanted: Sequence[str], variant: str = "orth") -> tuple[list[st
         raise ConfigError(f"variant {variant!r}: choose one of {list(VARIANTS)}")
     endings = {"orth": ("_orth", ""), "mean": ("",), "day": ("_1d",)}[variant]
     chosen, absent = [], []
-    for name in wanted:
+    for name in (re.sub(r"^\w+$|\$\w+", lambda found: found[0].lower(), one.strip()) for one in wanted):
         for factor in FACTORS if name == "hf" else [name]:
             there = [f"${factor}{ending}" for ending in endings if _is_there(factor + ending)] if factor in FACTORS else []
             if there or factor not in FACTORS:
@@ -236,7 +236,7 @@ def _features() -> Path:
 
 
 def _is_there(name: str) -> bool:
-    return next(_features().glob(f"*/{name.lower()}.day.bin"), None) is not None
+    return next(_features().glob(f"*/{name}.day.bin"), None) is not None
 
 
 def _no_field(name: str) -> ConfigError:
@@ -249,7 +249,7 @@ def _no_field(name: str) -> ConfigError:
 
 def sign_of(field: str) -> int:
     """1 or -1 as a factor is expected to foretell returns, whatever its variant; 1 for expressions and other fields."""
-    found = re.fullmatch(r"\$(\w+?)(?:_proxy)?(?:_orth|_1d)?", field)
+    found = re.fullmatch(r"\$(\w+?)(?:_proxy)?(?:_orth|_1d)?", field.lower())
     return (SIGNS.get(found.group(1)) or 1) if found else 1
 
 
@@ -258,9 +258,14 @@ def field_scores(fields: Sequence[str], first: Optional[str] = None, last: Optio
     """Daily values of fields and expressions as scores, name (without ``$``) -> values on (datetime, instrument), NaN dropped.
 
     Raises:
-        ConfigError: unknown universe, or an expression that Qlib does not read.
+        ConfigError: unknown universe, no date, or an expression that Qlib does not read or that looks at later days.
     """
     member_spans(universe or "all")
+    first = first and as_day(first, "from")
+    for field in fields:
+        if ahead := label_offset([field], "field"):
+            raise ConfigError(f"{field} looks {ahead} trading day{'s' * (ahead > 1)} ahead, and a score must be known at the close of its "
+                              "day: leave it out, or take earlier values (Ref with a positive number)")
     try:
         frame = D.features(D.instruments(universe or "all"), list(fields), start_time=first, end_time=last, freq="day")
     except (SyntaxError, NameError, AttributeError, TypeError) as error:
@@ -280,12 +285,12 @@ def run_scores(runs: Runs, run: Any, first: Optional[str] = None) -> pd.Series:
     if path is None:
         raise DataError(f"run {run.info.run_id} of {runs.experiment_of(run)} has no pred.pkl: it did not finish, or lacks SignalRecord")
     column = first_column(pd.read_pickle(path))
-    return column if first is None else column[column.index.get_level_values(0) >= pd.Timestamp(first)]
+    return column if first is None else column[column.index.get_level_values(0) >= pd.Timestamp(as_day(first, "from"))]
 
 
-def other_stores(runs: Optional[Runs], chosen: Sequence[Any], store: Path) -> list[str]:
-    """Notes on runs that were made on another store than the one the prices are from."""
-    places = {runs.experiment_of(run): runs.origin(run).store for run in chosen}
+def other_stores(runs: Optional[Runs], chosen: Mapping[str, Any], store: Path) -> list[str]:
+    """Notes on runs, by name, that were made on another store than the one the prices are from."""
+    places = {name: runs.origin(run).store for name, run in chosen.items()}
     return [f"{name} was made on the store {place}, its prices here are those of {store}" for name, place in places.items()
             if place is not None and place.resolve() != Path(store).resolve()]
 

@@ -250,12 +250,7 @@ def _check_store(store: Path) -> None:
 
 def _span(first, last) -> list[Optional[np.datetime64]]:
     """The days --from and --to, None where they are not given."""
-    found = []
-    for flag, day in (("--from", first), ("--to", last)):
-        try:
-            found.append(None if day is None else np.datetime64(as_day(day)))
-        except ConfigError as error:
-            raise ConfigError(f"{flag} {day!r} is no day; write it as YYYY-MM-DD") from error
+    found = [None if day is None else np.datetime64(as_day(day, flag)) for flag, day in (("--from", first), ("--to", last))]
     if None not in found and found[0] > found[1]:
         raise ConfigError(f"no day from {found[0]} to {found[1]}: swap --from and --to")
     return found

@@ -4,10 +4,13 @@ Left out and reported:   unknown_code, no_time, out_of_session, off_grid, repeat
                          positive, a negative volume or amount, high and low that do not hold open and close), duplicate_minutes (the
                          whole stock-day), cancels and other_kinds (of trades and orders)
 Kept and reported:       missing_bars, suspended (no volume all day), amount_outside_prices, fractional_volume (rounded), auction_apart
-                         (though the table's auctions are inside); of ticks no_side (in continuous trading), side_against_orders,
+                         (though the table's auctions are inside), auction_not_apart (one line a day: nobody has a bar of the auction,
+                         though the table's auctions are apart); of ticks no_side (in continuous trading), side_against_orders,
                          no_order_number, same_sequence
 Against the daily bars:  volume_differs, amount_differs, open_differs, high_differs, low_differs, close_differs, not_in_store, no_bars (one
                          line a day: stocks that traded and are not in the table), day_not_in_store
+
+Refused: a day of whose traded rows more than a quarter lie out of session or off the grid.
 
 A day flat at its limit is sound. Bars that only repeat a border of the session without volume (13:00 beside 11:30) go without a word.
 """
@@ -21,6 +24,7 @@ from typing import Optional, Union
 import numpy as np
 import polars as pl
 
+from qlib_ext.errors import DataError
 from qlib_ext.factors.session import CLOSING, OPENING, SESSION
 from qlib_ext.factors.ticks import daily_from_bars, daily_from_trades
 from qlib_ext.market_rules import kind_of
@@ -38,6 +42,7 @@ _TELLING = ("open", "sequence", "buy_order", "order")
 """Columns of which one must be known for two equal rows to be one row twice: two trades of a millisecond may be alike."""
 _AMOUNT_SLACK, _VOLUME_SLACK = 1e-3, 1e-3
 _MINUTE = 60_000
+_FEW, _QUARTER = 20, 0.25
 _CONTINUOUS = pl.col("millisecond").is_between(OPEN * _MINUTE, 897 * _MINUTE, closed="left")
 
 
@@ -138,6 +143,10 @@ def session_bars(frame: pl.DataFrame, minutes: int, settings: dict, found: Findi
     frame = _one_a_minute(frame.with_columns(pl.when(priced).then(pl.col(name)).alias(name) for name in PRICES))
     if settings["opening_auction"] == "inside":
         found.add("auction_apart", frame.filter(auction))
+    elif len(frame) and not len(frame.filter(auction)):
+        traded_codes = frame.filter(traded)["instrument"].n_unique()
+        found.add_counts("auction_not_apart", pl.DataFrame({"instrument": [""], "count": [traded_codes], "detail": [
+            "nobody has a bar of the auction: is it inside the first bar?"]}))
     check_units(frame, found.day)
     _report_bars(frame, minutes, found)
     return frame
@@ -168,8 +177,25 @@ def _on_clock(frame: pl.DataFrame, minutes: int, stamp: str, found: Findings) ->
               .when((clock == NOON) & (late > 0)).then(SESSION // 2))
     frame = frame.with_columns(minute=minute.cast(pl.Int16))
     frame = frame.filter(pl.col("minute").is_not_null() | (pl.col("volume") != 0) | ~clock.is_in([NOON, BACK, CLOSE]))
-    frame = found.take_out(frame, "out_of_session", pl.col("minute").is_null(), _time_text("clock"))
-    return found.take_out(frame, "off_grid", (pl.col("clock") % _MINUTE != 0) | (pl.col("minute") % minutes != 0), _time_text("clock"))
+    frame = _on_time(frame, "out_of_session", pl.col("minute").is_null(), found)
+    return _on_time(frame, "off_grid", (pl.col("clock") % _MINUTE != 0) | (pl.col("minute") % minutes != 0), found)
+
+
+def _on_time(frame: pl.DataFrame, fault: str, wrong: pl.Expr, found: Findings, clock: str = "clock", size: str = "volume") -> pl.DataFrame:
+    """The rows without those that are `wrong` by their clock.
+
+    Raises:
+        DataError: these are so many that the clock must be another one.
+    """
+    traded = frame.filter(pl.col(size) > 0)
+    lost = traded.filter(wrong)
+    if len(lost) >= _FEW and len(lost) > _QUARTER * len(traded):
+        first, code = lost.select(_time_text(clock).alias("at"), "instrument").row(0)
+        where = {"out_of_session": "outside the session (is its clock one of 12 hours, or of another zone?)",
+                 "off_grid": "between the ends of its bars (are seconds, or the length of the bars, others?)"}[fault]
+        raise DataError(f"{len(lost)} of {len(traded)} traded rows of {found.day} lie {where}, the first at {first} of {code}: correct the "
+                        "source")
+    return found.take_out(frame, fault, wrong, _time_text(clock))
 
 
 def _one_a_minute(frame: pl.DataFrame) -> pl.DataFrame:
@@ -222,7 +248,7 @@ def clean_ticks(frame: pl.DataFrame, kind: str, settings: dict, words: dict, fou
     frame = found.take_out(frame, "other_kinds", pl.col("kind") == "none")
     if kind == "trades":
         frame = found.take_out(frame, "cancels", pl.col("kind") == "cancel")
-    frame = found.take_out(frame.rename({"clock": "millisecond"}), "out_of_session", ~_in_session(kind), _time_text("millisecond"))
+    frame = _on_time(frame.rename({"clock": "millisecond"}), "out_of_session", ~_in_session(kind), found, "millisecond", "quantity")
     bad_price = pl.col("price").fill_null(0) <= 0 if kind == "trades" else (pl.col("price") < 0).fill_null(False)
     frame = found.take_out(frame, "impossible", (pl.col("quantity").fill_null(0) <= 0) | bad_price, _time_text("millisecond"))
     return _trades(frame, found) if kind == "trades" else _orders(frame, found)

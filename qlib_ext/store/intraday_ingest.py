@@ -19,8 +19,9 @@ from qlib_ext.store.intraday import BAR_MINUTES, check_table, day_file, describe
 from qlib_ext.store.intraday_checks import (FINDINGS, ROWS, DailyBars, DayStocks, Findings, against_daily, clean_ticks, report_absent,
                                             session_bars)
 from qlib_ext.store.intraday_mapping import (COLUMNS, WORDS, Vendor, collect, deciding, find_files, open_source, read_vendor,
-                                             with_instrument, word_table)
+                                             stamps_of, unreadable, with_instrument, word_table)
 from qlib_ext.store.intraday_units import check_tick_units, middle_prices, settle, stamp_told
+from qlib_ext.store.metadata import as_day
 
 logger = logging.getLogger("qlib_ext.store")
 PIECE_ROWS = 2_000_000
@@ -38,7 +39,7 @@ class Ingested:
 
     Attributes:
         folder, table: where the rows are. days: how many were written. kept: how many were there already. rows: written.
-        findings: date, instrument, fault, count, detail of the days written.
+        empty: days without a row that can be used, which were not. findings: date, instrument, fault, count, detail of both.
     """
 
     folder: Path
@@ -46,11 +47,13 @@ class Ingested:
     days: int
     kept: int
     rows: int
+    empty: int
     findings: pl.DataFrame
 
     def text(self) -> str:
         """The summary that is printed."""
-        lines = [f"{self.folder}/{self.table}: {self.days} days written ({self.rows} rows), {self.kept} were there already"]
+        lines = [f"{self.folder}/{self.table}: {self.days} days written ({self.rows} rows), {self.kept} were there already"
+                 + (f", {self.empty} have no row that can be used" if self.empty else "")]
         if not len(self.findings):
             return lines[0] + "; the checks found nothing"
         firsts = pl.col("date", "instrument", "detail").first()
@@ -99,19 +102,12 @@ def ingest_intraday(source: Union[str, Path, Sequence[Union[str, Path]]], out: U
     if table != "bars" and (odd := [name for name in ("stamp", "amount", "opening_auction") if units[name] is not None]):
         raise ConfigError(f"{odd} are of bars only; leave them out for {table}")
     vendor = read_vendor(table, columns, units)
-    span = [None if day is None else _day(name, day) for name, day in (("first", first), ("last", last))]
+    span = [None if day is None else np.datetime64(as_day(day, flag)) for flag, day in (("--from", first), ("--to", last))]
     name = check_table(f"bars_{minutes}min" if table == "bars" else table)
     out = Path(out).expanduser()
     files, daily = find_files(source, without=out), None if store is None else DailyBars(store)
     with _only_one(out, name):
         return _Ingestion(files, out, name, minutes, vendor, daily).run(span, overwrite)
-
-
-def _day(name: str, day: str) -> np.datetime64:
-    try:
-        return np.datetime64(day, "D")
-    except ValueError as error:
-        raise ConfigError(f"{name}={day!r} must be a day such as 2024-01-02") from error
 
 
 @contextmanager
@@ -152,27 +148,37 @@ class _Ingestion:
         self.settings = self._settle(spans, days, overwrite)
         todo = [day for day in days if day not in done]
         self.before = self._prices_before(todo, done)
-        if todo:
-            old = old.filter(~pl.col("date").is_in(todo))
-            self._save(old, [])  # a run that is killed must not leave days of another source that say they are done
-            if self.changed:
-                shutil.rmtree(self.out / self.table)
-            describe(self.out, self.table, self.settings)
+        self.old, self.begun, self.empty = old.filter(~pl.col("date").is_in(todo)), False, []
         findings, rows = [], 0
         try:
             with tqdm(total=len(todo), desc=f"ingesting {self.table}", unit=" days", mininterval=1) as bar:
                 for day, frame in self._frames(spans.filter(pl.col("day").is_in(todo))):
                     findings.append(self._write(day, frame))
                     rows += findings[-1].filter(pl.col("fault") == ROWS)["count"].sum()
-                    if len(findings) % _SAVE_EVERY == 0:
-                        self._save(old, findings)
+                    if self.begun and len(findings) % _SAVE_EVERY == 0:
+                        self._save(findings)
                     bar.update()
+            if todo and not rows and len(todo) == len(days):
+                raise DataError(_unusable(pl.concat(findings), len(todo)))
+            if todo:
+                self._begin()
         finally:
             shutil.rmtree(_aside(self.out, self.table), ignore_errors=True)
-            if findings:
-                self._save(old, findings)
+            if self.begun:
+                self._save(findings)
         found = pl.concat(findings).filter(pl.col("fault") != ROWS) if findings else pl.DataFrame(schema=FINDINGS)
-        return Ingested(self.out, self.table, len(todo), len(days) - len(todo), rows, found)
+        return Ingested(self.out, self.table, len(todo) - len(self.empty), len(days) - len(todo), rows, len(self.empty), found)
+
+    def _begin(self) -> None:
+        """Make the folder ready for the first day that has rows; until then it is left as it was."""
+        if not self.begun:
+            self.begun = True
+            self._save([])  # a run that is killed must not leave days of another source that say they are done
+            if self.changed:
+                shutil.rmtree(self.out / self.table)
+            for day in self.empty:
+                day_file(self.out, self.table, day).unlink(missing_ok=True)
+            describe(self.out, self.table, self.settings)
 
     # ---- what the source holds ------------------------------------------------------------------------------------------------
     def _look(self, first, last) -> pl.DataFrame:
@@ -182,10 +188,14 @@ class _Ingestion:
         for place, file in enumerate(tqdm(self.files, desc="looking at files", unit=" files", mininterval=1, disable=quiet)):
             frame = open_source(file, self.vendor)
             words = [pl.col(column).unique().implode() for column in self.words]
-            frame = frame.group_by("day", "code", "exchange").agg(pl.len().cast(pl.Int64).alias("rows"), *words)
+            frame = frame.group_by("day", "code", "exchange").agg(
+                pl.len().cast(pl.Int64).alias("rows"), (pl.col("clock") > 0).sum().cast(pl.Int64).alias("timed"), *words)
             made = collect(file, frame, streaming=True)
             if lost := made.filter(pl.col("day").is_null())["rows"].sum():
                 raise DataError(f"{file}: {lost} rows have no date that can be read; write it as 2024-01-02 or 20240102")
+            if made["timed"].sum() * 2 < made["rows"].sum():
+                raise DataError(f"{file}: no time of day can be read in {stamps_of(file, self.vendor)}: write it as 09:31:00, with 24 "
+                                "hours")
             for column, known in self.words.items():
                 known.update(made[column].explode().unique().to_list())
             made = with_instrument(made).group_by("day").agg(pl.col("rows").sum(), "instrument")
@@ -302,7 +312,7 @@ class _Ingestion:
         try:
             frame.sink_parquet(aside)
         except (pl.exceptions.PolarsError, OSError) as error:
-            raise DataError(f"{file} cannot be read ({type(error).__name__}: {str(error).splitlines()[0]})") from error
+            raise unreadable(file, error) from error
         for start in range(0, total, PIECE_ROWS):
             yield pl.scan_parquet(aside).slice(start, PIECE_ROWS).filter(pl.col("day").is_in(days)).collect()
         aside.unlink()
@@ -326,6 +336,7 @@ class _Ingestion:
                 seen |= set(made["instrument"].unique())
             rows += len(made)
             if len(made):
+                self._begin()
                 files.append(write_day(aside / str(len(files)) if self._is_long(day) else self.out, self.table, day, made))
         if seen:
             report_absent(seen, daily, found)
@@ -334,7 +345,9 @@ class _Ingestion:
             write_parquet(file, pl.scan_parquet(files, hive_partitioning=False), self.table)
             shutil.rmtree(aside)
         elif not files:
-            file.unlink(missing_ok=True)
+            self.empty.append(day)
+            if self.begun:
+                file.unlink(missing_ok=True)
         detail = f"{self.source_rows[day]} {self.stocks.digest(day)}"
         found.add_counts(ROWS, pl.DataFrame({"instrument": [""], "count": [rows], "detail": [detail]}))
         return found.frame()
@@ -362,9 +375,18 @@ class _Ingestion:
         except (pl.exceptions.PolarsError, OSError) as error:
             raise DataError(f"{file} cannot be read ({type(error).__name__}): delete it, its days are then ingested again") from error
 
-    def _save(self, old: pl.DataFrame, findings: list[pl.DataFrame]) -> None:
+    def _save(self, findings: list[pl.DataFrame]) -> None:
         with folder_lock(self.out):
-            write_parquet(report_file(self.out, self.table), pl.concat([old, *findings]).sort("date", maintain_order=True).lazy())
+            write_parquet(report_file(self.out, self.table), pl.concat([self.old, *findings]).sort("date", maintain_order=True).lazy())
+
+
+def _unusable(findings: pl.DataFrame, days: int) -> str:
+    """What is said of a source without a row that can be used."""
+    firsts = pl.col("date", "instrument", "detail").first()
+    faults = findings.filter(pl.col("fault") != ROWS).group_by("fault", maintain_order=True).agg(pl.col("count").sum(), firsts)
+    said = [f"{row['fault']}: {row['count']} rows, the first {row['date']} {row['instrument']} {row['detail']}".rstrip()
+            for row in faults.sort("count", descending=True).head(3).iter_rows(named=True)]
+    return f"the source has no row that can be used on any of its {days} days, so nothing was written: {'; '.join(said)}"
 
 
 def _groups(spans: pl.DataFrame) -> list[tuple[list[int], list, int]]:

@@ -18,6 +18,7 @@ it is a bare number), or in the file's name.
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from datetime import date as Date
@@ -60,6 +61,8 @@ _KEYS = ("columns", "where", "constants", "side", "kind", *UNITS)
 _ENDINGS = (".parquet", ".pq", ".csv", ".csv.gz")
 _DATE = r"(\d{4})[-/.]?(\d{1,2})[-/.]?(\d{1,2})"
 _CLOCK = r"(\d{1,2}):?(\d{2})(?::?(\d{2}))?(?:[.:]?(\d{1,9}))?(?:\+08:?00)?$"
+_BARE = re.compile(r"\s*(\d{1,6})(?:\.0)?\s*")
+"""A code without its exchange, also where a table of numbers made it fractional."""
 _ZONE = "Asia/Shanghai"
 
 
@@ -104,6 +107,10 @@ def read_vendor(kind: str, columns: Union[str, Path, Mapping, None] = None, unit
     for key in ("columns", "constants"):
         faults += [f"{kind}: {key}: unknown column {name!r}{did_you_mean(name, COLUMNS[kind])}; the table has {list(COLUMNS[kind])}"
                    for name in parts[key] if name not in COLUMNS[kind]]
+    numbers = (*NUMBERS[kind], *WHOLE[kind])
+    faults += [f"{kind}: constants: {name} must be a number, not {value!r}" for name, value in parts["constants"].items()
+               if name in numbers and (type(value) not in (int, float) or not math.isfinite(value))]
+    faults += [f"{kind}: constants: {name} cannot be one for all rows" for name in ("datetime", "time") if name in parts["constants"]]
     twice = [name for name in parts["constants"] if name in parts["columns"]]
     faults += [f"{kind}: {name} has a constant and a vendor's column; keep one" for name in twice]
     for key, known in (("side", tuple(SIDES)), ("kind", KINDS.get(kind, ()))):
@@ -170,8 +177,8 @@ def open_source(file: Path, vendor: Vendor) -> pl.LazyFrame:
     columns = {ours: pl.col(theirs) for ours, theirs in names.items()} | {ours: pl.lit(one) for ours, one in vendor.constants.items()}
     day, clock = _when(file, frame, {ours: schema[theirs] for ours, theirs in names.items()}, columns)
     name = file.name.removesuffix(".gz").rsplit(".", 1)[0]
-    code = columns.get("instrument", pl.lit(standard_code(name)))
-    if "instrument" not in columns and standard_code(name) is None:
+    code = columns.get("instrument", pl.lit(_standard(name)))
+    if "instrument" not in columns and _standard(name) is None:
         raise DataError(f"{file}: no column holds the codes and the file's name is no code; map instrument, it has {list(schema)}")
     exchange = columns.get("exchange", pl.lit(None))
     made = [_text(code).alias("code"), _text(exchange).alias("exchange"), day.alias("day"), clock.alias("clock")]
@@ -193,8 +200,15 @@ def collect(file: Path, frame: pl.LazyFrame, streaming: bool = False) -> pl.Data
     try:
         return frame.collect(engine="streaming" if streaming else "auto")
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise DataError(f"{file} cannot be read ({type(error).__name__}: {str(error).splitlines()[0]}): copy it again, or leave it "
-                        "out") from error
+        raise unreadable(file, error) from error
+
+
+def unreadable(file: Path, error: Exception) -> DataError:
+    """What to say of a file that polars cannot read: it is damaged, or holds words where numbers belong."""
+    said = str(error).splitlines()[0]
+    what = "write plain numbers there (2200, not 2,200), or map another column" if re.search("could not parse|conversion from", said) else (
+        "copy it again, or leave it out")
+    return DataError(f"{file} cannot be read ({type(error).__name__}: {said}): {what}")
 
 
 def _scan(file: Path, vendor: Vendor) -> tuple[pl.LazyFrame, dict]:
@@ -210,8 +224,15 @@ def _scan(file: Path, vendor: Vendor) -> tuple[pl.LazyFrame, dict]:
         frame = pl.scan_csv(file, infer_schema_length=0, schema_overrides=numbers, null_values=["", "nan", "NaN", "NULL"])
         return frame, dict(frame.collect_schema())
     except (pl.exceptions.PolarsError, OSError) as error:
-        raise DataError(f"{file} cannot be read ({type(error).__name__}: {str(error).splitlines()[0]}): copy it again, or leave it "
-                        "out") from error
+        raise unreadable(file, error) from error
+
+
+def stamps_of(file: Path, vendor: Vendor) -> str:
+    """The columns of a file that hold days and times, with what stands first in them."""
+    frame, schema = _scan(file, vendor)
+    names = _named(file, schema, vendor)
+    first = collect(file, frame.select(names[ours] for ours in ("datetime", "date", "time") if ours in names).head(1))
+    return ", ".join(f"{name} ({str(values[0])!r})" for name, values in first.to_dict().items())
 
 
 def _check_utf8(file: Path) -> None:
@@ -343,20 +364,20 @@ def with_instrument(frame: pl.DataFrame) -> pl.DataFrame:
     pairs = frame.select("code", "exchange").unique()
     made = [_standard(code, exchange) for code, exchange in pairs.iter_rows()]
     bare = [code for (code, exchange), one in zip(pairs.iter_rows(), made, strict=True) if one is None and exchange is None
-            and code is not None and re.fullmatch(r"\d{1,6}", code)]
+            and code is not None and _BARE.fullmatch(code)]
     if bare:
         raise ConfigError(f"codes such as {bare[0]} do not say their exchange: map a column exchange, or give constants: {{exchange: SH}}")
     table = pairs.with_columns(instrument=pl.Series(made, dtype=pl.String))
     return frame.join(table, on=["code", "exchange"], how="left", nulls_equal=True, maintain_order="left")
 
 
-def _standard(code: Optional[str], exchange: Optional[str]) -> Optional[str]:
+def _standard(code: Optional[str], exchange: Optional[str] = None) -> Optional[str]:
     if code is None:
         return None
-    if (found := standard_code(code.strip())) is not None:
+    if (found := standard_code(code.strip().upper())) is not None:
         return found
-    place = _EXCHANGES.get((exchange or "").strip().upper())
-    return place + code.strip().zfill(6) if place and re.fullmatch(r"\s*\d{1,6}\s*", code) else None
+    place, bare = _EXCHANGES.get((exchange or "").strip().upper()), _BARE.fullmatch(code)
+    return place + bare[1].zfill(6) if place and bare else None
 
 
 def word_table(kind: str, column: str, found: Sequence[Optional[str]], vendor: Vendor) -> dict[str, str]:

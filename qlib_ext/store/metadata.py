@@ -102,8 +102,8 @@ def fingerprint(path: Union[str, Path], until=None) -> str:
     return reached[0]
 
 
-def as_day(until) -> str:
-    """A day as YYYY-MM-DD text, from text, a date or a time stamp.
+def as_day(day, name: str = "until") -> str:
+    """A day as YYYY-MM-DD text, from text, a date or a time stamp; `name` is what errors call it.
 
     Raises
     ------
@@ -111,9 +111,9 @@ def as_day(until) -> str:
         It is no day.
     """
     try:
-        return date.fromisoformat(str(until)[:10]).isoformat()
+        return date.fromisoformat(str(day)[:10]).isoformat()
     except ValueError as error:
-        raise ConfigError(f"until={until!r} is no day; write it as YYYY-MM-DD") from error
+        raise ConfigError(f"{name} {day!r} is no day; write it as YYYY-MM-DD") from error
 
 
 def check_files(path: Union[str, Path]) -> None:

@@ -160,6 +160,22 @@ def test_which_variant_of_a_factor(market):
     assert {field: weekly.sign_of(field) for field in signs} == signs
 
 
+def test_capitals_name_the_same_fields(market):
+    wanted = ["HF_Skew", "$HF_SKEW", "Mean($HF_Skew_1D, 3)", " VWAP "]
+    assert weekly.choose_fields(wanted)[0] == ["$hf_skew_orth", "$hf_skew", "Mean($hf_skew_1d, 3)", "$vwap"]
+    assert weekly.choose_fields(["HF"]) == weekly.choose_fields(["hf"]) and weekly.sign_of("$HF_SKEW_ORTH") == -1
+
+
+@pytest.mark.parametrize("field, said", [
+    ("Ref($close, -5)/Ref($close, -1) - 1", "looks 5 trading days ahead"), ("Mean(Ref($vwap, -1), 3)", "looks 1 trading day ahead"),
+    ("If($hf_skew > 0, $hf_skew, Ref($close, -2))", "looks 2"), ("Delta($close, -5)", "negative length"),
+    ("Mean($close", "cannot be parsed")])
+def test_fields_that_look_ahead(market, field, said):
+    with pytest.raises(ConfigError, match=said):
+        weekly.field_scores(["$hf_skew", field])
+    assert "Ref($close, 5)" in weekly.field_scores(["Ref($close, 5)"])
+
+
 @pytest.mark.parametrize("wanted, variant, said", [
     (["hf_push_up"], "orth", "no field hf_push_up_orth.*hf_down_share.*build-intraday"),
     (["hf_skewness"], "orth", "no field hf_skewness.*did you mean.*hf_skew"), (["hf"], "weekly", "one of"),
@@ -178,7 +194,8 @@ def test_a_store_without_factors_says_what_to_run(market, tmp_path):
 
 @pytest.mark.parametrize("options, error, said", [
     ({"as_of": "2022-01-04"}, DataError, "runs from 2023-11-01 to 2024-06-28"), ({"as_of": "2024-07-31"}, DataError, "outside the store"),
-    ({"as_of": "soon"}, ConfigError, "give a date"), ({"universe": "few"}, DataError, "hf_skew.*needs 30"),
+    ({"as_of": "soon"}, ConfigError, "as of 'soon' is no day"), ({"as_of": pd.NaT}, ConfigError, "no day"),
+    ({"universe": "few"}, DataError, "hf_skew.*needs 30"),
     ({"universe": "csi2"}, ConfigError, "not in the store"), ({"entry": "noon"}, ConfigError, "choose one of"),
     ({"horizon": 0}, ConfigError, "horizon")])
 def test_what_cannot_be_made(market, options, error, said):
@@ -209,18 +226,19 @@ def test_scores_that_lack_the_day(market):
 # ---- printed ----------------------------------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def database(tmp_path_factory):
-    """A tracking database with two runs: predictions of most stocks, and none."""
+    """A tracking database with three runs: predictions of most stocks, none, and predictions in an experiment named like a field."""
     from qlib.workflow.recorder import MLflowRecorder
     folder = tmp_path_factory.mktemp("tracking")
     uri = f"sqlite:///{folder}/tracking.db"
     client, made = MlflowClient(tracking_uri=uri), {}
-    for name in ("beta", "bare"):
+    for name in ("beta", "bare", "hf_down_share"):
         run = client.create_run(client.create_experiment(name, artifact_location=str(folder / name)))
         Path(run.info.artifact_uri).mkdir(parents=True)
         made[name] = MLflowRecorder(run.info.experiment_id, uri, mlflow_run=run)
         client.set_terminated(run.info.run_id)
     score = -planted(prices())["hf_skew"].loc["2024-01-02":"2024-06-27"].stack().rename_axis(["datetime", "instrument"]).to_frame("score")
-    made["beta"].save_objects(**{"pred.pkl": score})
+    for name in ("beta", "hf_down_share"):
+        made[name].save_objects(**{"pred.pkl": score})
     return uri, made["beta"].id, made["bare"].id
 
 
@@ -243,6 +261,14 @@ def test_the_command_prints_and_writes(store, database, tmp_path, monkeypatch, c
         "t.csv", "t.html"]
 
 
+def test_a_run_named_like_a_field_has_a_row_of_its_own(store, database, tmp_path, capsys):
+    given = ["--weekly", "--fields", "hf", "--uri", database[0], "--store", str(store), "--out", str(tmp_path / "t.csv")]
+    assert command.main([*given, "--recorder", "beta", "hf_down_share"]) == 0
+    names = pd.read_csv(tmp_path / "t.csv")["score"].tolist()
+    assert names[:3] == ["hf_skew_orth", "hf_down_share", "beta"] and re.fullmatch("hf_down_share [0-9a-f]{8}", names[3])
+    assert command.main([*given, "--recorder", "beta", "beta"]) == 1 and "one run is named twice" in capsys.readouterr().err
+
+
 def test_raw_signs_chinese_and_markdown(market, tmp_path, capsys):
     given = ["--weekly", "--fields", "hf_skew", "--store", str(market), "--as-of", "2024-06-28", "--language", "zh", "--raw-sign"]
     assert command.main([*given, "--out", str(tmp_path / "raw.csv")]) == 0 and "多空" in capsys.readouterr().out
@@ -262,6 +288,8 @@ def test_all_that_is_printed_has_chinese(market):
 
 
 @pytest.mark.parametrize("arguments, said", [
+    (["--from", "hello"], "from 'hello' is no day"), (["--from", "NaT"], "no day"), (["--as-of", "nan"], "as of 'nan' is no day"),
+    (["--recorder", "beta", "--from", "soon"], "from 'soon' is no day"), (["--fields", "Ref($close, -1)"], "ahead"),
     (["--fields", "hf_none"], "build-intraday"), (["--as-of", "2030-01-01", "--fields", "hf"], "outside the store"),
     (["--out", "x.pdf"], r"\.html"), (["--out", "nowhere/x.csv"], "folder that exists"), (["--universe", "few"], "needs 30"),
     (["--recorder", "BARE"], "no pred.pkl"), (["--recorder", "nosuchrun"], "no run"), (["--png", "x"], "--weekly goes with")])

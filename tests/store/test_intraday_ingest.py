@@ -332,8 +332,9 @@ def test_bad_files(rows, tmp_path):
             ingest_intraday(source, tmp_path / "out", "bars")
     with pytest.raises(DataError, match="holds no row from 2025"):
         ingest_intraday(file, tmp_path / "out", "bars", first="2025-01-01")
-    with pytest.raises(ConfigError, match="must be a day"):
-        ingest_intraday(file, tmp_path / "out", "bars", first="January")
+    for day in ("January", "NaT", "2024"):
+        with pytest.raises(ConfigError, match=f"--from '{day}' is no day"):
+            ingest_intraday(file, tmp_path / "out", "bars", first=day)
 
 
 def at(clock: str, code: str = "SH600000") -> pl.Expr:

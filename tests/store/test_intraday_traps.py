@@ -121,7 +121,7 @@ def test_clocks(tmp_path, change):
 def test_two_bars_of_the_auction_are_not_summed(tmp_path):
     first = bars().filter((pl.col("datetime") == dt.datetime(2024, 1, 2, 9, 31)) & (pl.col("instrument") == "SH600000"))
     twice = [first.with_columns(pl.col("datetime").dt.replace(hour=9, minute=minute)) for minute in (20, 25)]
-    found = ingest(pl.concat([bars(), *twice]), tmp_path).findings
+    found = ingest(pl.concat([bars(), *twice]), tmp_path).findings.filter(pl.col("fault") != "auction_not_apart")
     assert found.select("fault", "instrument", "count", "detail").rows() == [("duplicate_minutes", "SH600000", 2, "09:20:00")]
     assert read(tmp_path / "out").filter(pl.col("date") == DAYS[0])["instrument"].unique().to_list() == ["SZ000001"]
 
@@ -180,3 +180,93 @@ def test_stamps_that_are_no_text(tmp_path):
     found = ingest(text, tmp_path).findings
     assert found.filter(pl.col("fault") == "no_time").select("instrument", "count").rows() == [("SH600000", 2)]
     assert len(read(tmp_path / "out")) == len(bars()) - 2
+
+
+# ---- sources that cannot be used ----------------------------------------------------------------------------------------------
+def stamps(frame: pl.DataFrame, how: str) -> pl.DataFrame:
+    return frame.with_columns(pl.col("datetime").dt.strftime(how))
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda f: stamps(f, "%Y-%m-%d %I:%M:%S %p"), "no time of day can be read in datetime .'2024-01-02 09:31:00 AM'"),
+    (lambda f: stamps(f, "%Y-%m-%d"), "no time of day can be read in datetime .'2024-01-02'"),
+    (lambda f: f.with_columns(pl.col("datetime").dt.truncate("1d")), "no time of day can be read in datetime .'2024-01-02 00:00:00'"),
+    (lambda f: stamps(f, "%Y-%m-%d %I:%M:%S"), "240 of 480 traded rows of 2024-01-02 lie outside the session .*12 hours.* 01:01:00 of"),
+    (lambda f: f.with_columns(pl.col("datetime").dt.offset_by("1s")), "480 of 480 traded rows of 2024-01-02 lie between .*09:31:01"),
+    (lambda f: f.with_columns(pl.col("datetime").dt.offset_by("-8h")), "outside the session of 09:15 to 15:00"),
+    (lambda f: f.with_columns(high=pl.col("low") - 1), "no row that can be used on any of its 3 days.*impossible: 1440 rows, .*2024-01-02"),
+], ids=["AM and PM", "date only", "midnight", "12 hours", "a second late", "UTC", "prices"])
+def test_no_row_is_taken_of_what_cannot_be(tmp_path, change, message):
+    """Refused at its first day; days that are there stay, also where they were to be written again."""
+    with pytest.raises((ConfigError, DataError), match=message):
+        ingest(change(bars()), tmp_path)
+    assert not [path for path in (tmp_path / "out").rglob("*") if not path.name.startswith(".")]
+    ingest(bars(), tmp_path)
+    before, report = read(tmp_path / "out"), report_file(tmp_path / "out", "bars_1min").read_bytes()
+    with pytest.raises((ConfigError, DataError), match=message):
+        ingest(change(bars()), tmp_path, "b.parquet", overwrite=True)
+    assert_frame_equal(read(tmp_path / "out"), before, check_exact=True)
+    assert report_file(tmp_path / "out", "bars_1min").read_bytes() == report
+
+
+def test_a_day_without_a_row_that_can_be_used(tmp_path):
+    """It is told, has no file, and is tried again; its old file goes where it is written again."""
+    bad = pl.col("datetime").dt.date() == DAYS[0]
+    spoilt = bars().with_columns(high=pl.when(bad).then("low").otherwise("high"))
+    for overwrite in (False, True):
+        found = ingest(spoilt, tmp_path, overwrite=overwrite)
+        assert (found.days, found.kept, found.empty) == (2, 0, 1) and "1 have no row that can be used" in found.text()
+        assert IntradayFolder(tmp_path / "out").days("bars_1min").astype(str).tolist() == ["2024-01-03", "2024-01-04"]
+        found = ingest(spoilt, tmp_path)
+        assert (found.days, found.kept, found.empty) == (0, 2, 1)
+        report = pl.read_parquet(report_file(tmp_path / "out", "bars_1min"))
+        assert report.filter(pl.col("fault") == "impossible")["count"].sum() == 480
+        assert ingest(bars(), tmp_path).days == 1
+    with pytest.raises(DataError, match="any of its 1 days"):  # the folder's other days do not help
+        ingest(spoilt.filter(bad).with_columns(pl.col("datetime").dt.offset_by("3d")), tmp_path, "later.parquet")
+
+
+def test_an_auction_that_is_apart_no_more(tmp_path):
+    opening = bars().filter(pl.col("datetime").dt.time() == dt.time(9, 31)).with_columns(pl.col("datetime").dt.replace(minute=25))
+    apart = pl.concat([bars(), opening])
+    assert not len(ingest(apart, tmp_path).findings)
+    one_without = apart.filter(~((pl.col("datetime").dt.time() == dt.time(9, 25)) & (pl.col("instrument") == "SH600000")))
+    assert not len(ingest(one_without, tmp_path, overwrite=True).findings), "a stock may have no trade in the auction"
+    found = ingest(pl.concat([apart.filter(pl.col("datetime").dt.date() != DAYS[2]), bars(DAYS[2:])]), tmp_path, overwrite=True).findings
+    assert found.select("date", "instrument", "fault", "count").rows() == [(DAYS[2], "", "auction_not_apart", 2)]
+
+
+def test_some_rows_out_of_session_are_no_other_clock(tmp_path):
+    late = bars(codes=("SH688001",)).filter(pl.col("datetime").dt.hour() == 14).with_columns(pl.col("datetime").dt.offset_by("66m"))
+    found = ingest(pl.concat([bars(codes=("SH688001",)), late.filter(pl.col("datetime").dt.minute() <= 30)]), tmp_path)
+    assert set(found.findings["fault"]) == {"out_of_session"} and found.rows == 720
+
+
+# ---- words where numbers belong, codes ------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", ["a.csv", "a.parquet"])
+@pytest.mark.parametrize("word", ["2,200", "abc"])
+def test_words_for_numbers(tmp_path, name, word):
+    with pytest.raises(DataError, match=f"{name} cannot be read .*{word}.* write plain numbers there"):
+        ingest(bars().with_columns(volume=pl.lit(word)), tmp_path, name)
+
+
+@pytest.mark.parametrize("constants, message", [
+    ({"volume": "abc"}, "volume must be a number, not 'abc'"), ({"amount": True}, "amount must be a number"),
+    ({"n_trades": float("nan")}, "n_trades must be a number"), ({"time": "10:00"}, "time cannot be one for all rows")])
+def test_constants(tmp_path, constants, message):
+    with pytest.raises(ConfigError, match=f"constants: {message}"):
+        ingest(bars().drop("volume"), tmp_path, columns={"bars": {"constants": constants}})
+
+
+@pytest.mark.parametrize("fractional, name", [(False, "a.parquet"), (True, "a.csv"), (True, "a.parquet")])
+def test_spellings_of_codes(tmp_path, fractional, name):
+    code = pl.col("instrument")
+    small = code.replace({"SH600000": "600000.xshg", "SZ000001": "000001.Xshe"})
+    frame = bars().with_columns(exchange=code.str.head(2), instrument=code.str.tail(6).cast(pl.Float64) if fractional else small)
+    assert not len(ingest(frame if fractional else frame.drop("exchange"), tmp_path, name).findings)
+    assert read(tmp_path / "out")["instrument"].unique().sort().to_list() == ["SH600000", "SZ000001"]
+
+
+def test_fractional_codes_need_an_exchange_too(tmp_path):
+    with pytest.raises(ConfigError, match="do not say their exchange"):
+        ingest(bars().with_columns(pl.col("instrument").str.tail(6).cast(pl.Float64)), tmp_path)
