@@ -414,3 +414,7 @@ def _report_store(path: str) -> int:
     except DataError as error:
         print(f"--store: {error}")
         return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

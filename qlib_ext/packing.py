@@ -56,3 +56,7 @@ def main(arguments: list[str]) -> int:
     print(f"wrote {len(files)} files, {total / 2**20:.0f} MiB: {files[0]} .. {files[-1]}")
     print(f"train it with: python -m qlib_ext.training {options.pack} {options.pack}.json")
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -2,6 +2,8 @@
 
 import copy
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pandas as pd
@@ -417,6 +419,9 @@ def test_command_line(good, store, tmp_path, capsys):
     assert f"{base}: only a base for workflows" in capsys.readouterr().out
     assert module.main(["--store", str(store)]) == 0
     assert module.main(["--store", str(tmp_path / "none")]) == 1
+    for command in (["qlib_ext", "check"], ["qlib_ext.check"]):
+        done = subprocess.run([sys.executable, "-m", *command, str(tmp_path / "none.yaml")], capture_output=True, text=True)
+        assert done.returncode == 1 and "does not exist" in done.stdout, done.stderr
 
 
 def test_what_degrades_is_a_warning(good, store, tmp_path, capsys):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import UserDict
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -18,7 +20,8 @@ class Batch:
     ``x`` ``[n, l, f]`` (or a dict of blocks when the panel has several; l counts days times bars), ``y`` ``[n, h]`` labels for the loss
     (NaN = none),
     ``mask`` ``[n, h]`` bool = finite label, ``y_raw`` ``[n, h]`` raw labels, ``day`` position, ``date`` datetime64[D],
-    ``stocks`` ``[n]`` positions in the panel's instruments, ``aux`` name -> ``[m]`` (per day) or ``[n, k]`` (per stock).
+    ``stocks`` ``[n]`` positions in the panel's instruments, ``aux`` name -> ``[m]`` (per day) or ``[n, k]`` (per stock), gathered when it
+    is asked for.
     Stocks without a label stay in it. ``columns`` names the columns of aux entries, where the panel knows them.
     """
 
@@ -33,26 +36,32 @@ class Batch:
     columns: dict[str, list[str]] = field(default_factory=dict)
 
 
+class _OnDemand(UserDict):
+    """A dict whose values are made, by functions without arguments, when they are first asked for."""
+
+    def __getitem__(self, name):
+        if callable(self.data[name]):
+            self.data[name] = self.data[name]()
+        return self.data[name]
+
+
 class DaySampler:
     """Gathers the batch of any day of a panel on a device.
 
     Args:
         panel: the panel (or a view of it).
-        device: where the tables are held and batches come out; on a GPU the tables are copied there once.
+        device: where the tables are held and batches come out; on a GPU a table is copied there once, those of aux when they are asked for.
         beside: a sampler of another view of the same panel on the same device, whose tables are used again.
     """
 
     def __init__(self, panel: Panel, device: str | torch.device = "cpu", beside: DaySampler | None = None):
         self.panel = panel
         self.device = torch.device(device)
-        self._tables: dict[int, tuple[np.ndarray, torch.Tensor]] = {}
-        if beside is not None and beside.device == self.device:
-            self._tables.update(beside._tables)
+        shared = beside is not None and beside.device == self.device
+        self._tables: dict[int, tuple[np.ndarray, torch.Tensor]] = beside._tables if shared else {}
         self._values = {name: self._put(block.values) for name, block in panel.blocks.items()}
         self._label = self._put(panel.label if panel.training else panel.label_eval)
         self._raw = self._put(panel.label_raw)
-        self._day_aux = {name: self._put(values) for name, values in panel.day_aux.items()}
-        self._stock_aux = {name: self._put(values) for name, values in panel.stock_aux.items()}
 
     def _put(self, array: np.ndarray) -> torch.Tensor:
         """The array on the device (shared on the CPU); float16 tables of a packed panel become float32 when gathered."""
@@ -73,10 +82,14 @@ class DaySampler:
         x = {name: self._gather(name, day, stocks) for name in panel.blocks}
         row = torch.from_numpy(panel.rows[day, stocks].astype(np.int64)).to(self.device)
         y = self._label.index_select(0, row)
-        aux = {name: values[day] for name, values in self._day_aux.items()}
-        aux.update({name: values.index_select(0, row).float() for name, values in self._stock_aux.items()})
+        aux = _OnDemand({name: partial(self._aux_of, values, day) for name, values in panel.day_aux.items()})
+        aux.update({name: partial(self._aux_of, values, row) for name, values in panel.stock_aux.items()})
         return Batch(x=x if len(x) > 1 else next(iter(x.values())), y=y, mask=torch.isfinite(y), y_raw=self._raw.index_select(0, row),
                      day=int(day), date=panel.days[day], stocks=stocks, aux=aux, columns=panel.meta.get("aux_columns", {}))
+
+    def _aux_of(self, values: np.ndarray, place: int | torch.Tensor) -> torch.Tensor:
+        table = self._put(values)
+        return table.index_select(0, place).float() if torch.is_tensor(place) else table[place]
 
     def _gather(self, name: str, day: int, stocks: np.ndarray) -> torch.Tensor:
         block = self.panel.blocks[name]

@@ -138,9 +138,14 @@ def control_columns(controls: Sequence[tuple[str, torch.Tensor]]) -> torch.Tenso
 
     A code has a column of 0 and 1 for each of its groups but the first, which the others and the constant make up; those whose code is
     NaN are a group.
+
+    Raises:
+        ConfigError: a control that has one value a day, not one a stock.
     """
     columns = []
     for name, value in controls:
+        if value.ndim != 2:
+            raise ConfigError(f"control {name!r} has the same values for all stocks of a day: controls are aux entries per stock")
         if name in GROUPS:
             code = torch.unique(value[:, 0].nan_to_num(-1.0), return_inverse=True)[1]
             value = nn.functional.one_hot(code)[:, 1:].to(value.dtype)

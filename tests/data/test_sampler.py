@@ -57,6 +57,19 @@ def test_aux_of_the_day_and_of_each_stock():
     np.testing.assert_array_equal(batch.aux["style"].numpy(), style[panel.rows[7, batch.stocks]])
 
 
+def test_aux_that_nobody_asks_for_is_not_gathered(monkeypatch):
+    panel, asked, real = small_panel(), [], DaySampler._put
+    panel.stock_aux["style"] = np.ones((len(panel.label), 2), np.float32)
+    monkeypatch.setattr(DaySampler, "_put", lambda self, array: asked.append(id(array)) or real(self, array))
+    sampler = DaySampler(panel)
+    batch = sampler.batch(7)
+    assert id(panel.stock_aux["style"]) not in asked and id(panel.day_aux["market"]) not in asked
+    assert batch.aux["style"] is batch.aux["style"] and asked.count(id(panel.stock_aux["style"])) == 1
+    assert DaySampler(panel, beside=sampler)._tables is sampler._tables
+    with pytest.raises(KeyError):
+        batch.aux["size"]
+
+
 @pytest.mark.parametrize("missing_rows", ["nan", "ffill_bfill"])
 def test_a_day_has_the_same_bits_in_every_view(missing_rows):
     panel = small_panel(missing_rows=missing_rows)
@@ -140,7 +153,7 @@ def test_two_views_share_their_tables_on_a_device(monkeypatch):
     first = DaySampler(panel.view("train", training=True))
     before = len(copied)
     second = DaySampler(panel.view("valid"), beside=first)
-    assert before == 4 and copied[before:] == [panel.label_eval.shape], "three tables and the market; then a label"
+    assert before == 3 and copied[before:] == [panel.label_eval.shape], "three tables, no aux; then a label"
     monkeypatch.undo()
     alone = DaySampler(panel.view("valid"))
     for name in ("x", "y", "y_raw"):

@@ -198,5 +198,7 @@ def test_what_it_refuses():
     panel = orthogonal_panel()
     with pytest.raises(ConfigError, match=r"needs aux \['size'\]"):
         fit(AGRU, panel, block="m60", orthogonal=True, controls=["size"], units=3)
+    with pytest.raises(ConfigError, match="control 'market' has the same values for all stocks of a day"):
+        fit(AGRU, panel, block="m60", orthogonal=True, controls=["market"], units=3)
     with pytest.raises(DataError, match=r"16 factors orthogonal to 2 controls and a constant need a day of more than 19 stocks"):
         fit(AGRU, panel, block="m60", orthogonal=True, controls=["style"], units=16)

@@ -237,6 +237,19 @@ def test_an_interrupted_fit_goes_on_and_leaves_nothing(break_at, own_home):
     assert fits(own_home) == []
 
 
+@pytest.mark.parametrize("file", ["layers.py", "trainer.py", "sampler.py"])
+def test_other_code_is_another_fit(break_at, monkeypatch, file):
+    break_at(50)
+    with pytest.raises(Broken):
+        gru().fit_panel(small_panel())
+    break_at(None)
+    real = Path.read_text
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_text", lambda self, *args, **kwargs: real(self, *args, **kwargs) + "#" * (self.name == file))
+        assert gru().fit_panel(small_panel()).history_.resumed_from == 0
+    assert gru().fit_panel(small_panel()).history_.resumed_from == 2
+
+
 def test_another_file_under_the_name_of_the_checkpoint_is_another_fit(break_at, tmp_path):
     gru({"epochs": 1}).fit_panel(small_panel()).save(tmp_path / "net.pt")
     break_at(50)
