@@ -14,8 +14,8 @@ from qlib_ext.factors.intraday_bars import bar_values
 from qlib_ext.factors.intraday_features import BLOCK_FEATURES, DAY_FEATURES, block_features, day_features
 from qlib_ext.factors.intraday_options import (BAR_FACTORS, FACTORS, LARGE_ORDER_FACTORS, NEEDS, PROXIES, SIGNS, TRADE_FACTORS, VERSION,
                                                IntradayOptions, named)
-from qlib_ext.factors.intraday_trades import order_sizes, thresholds, trade_values
+from qlib_ext.factors.intraday_trades import order_sizes, thresholds, trade_values, without_auction
 
 __all__ = ["BAR_FACTORS", "BLOCK_FEATURES", "DAY_FEATURES", "FACTORS", "LARGE_ORDER_FACTORS", "NEEDS", "PROXIES", "SIGNS", "TRADE_FACTORS",
            "VERSION", "IntradayOptions", "bar_values", "block_features", "day_features", "named", "order_sizes", "thresholds",
-           "trade_values"]
+           "trade_values", "without_auction"]

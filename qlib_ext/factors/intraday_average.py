@@ -103,7 +103,7 @@ def regressors(fields: Mapping[str, np.ndarray], days: int = REGRESSOR_DAYS) -> 
 
 
 class Orthogonal(NamedTuple):
-    """`values` float64 ``[t, n]``; `days` on how many days each regressor was used, by name (`industry` among them)."""
+    """`values` float64 ``[t, n]``; `days` on how many days with a value each regressor was used, by name (`industry` among them)."""
 
     values: np.ndarray
     days: dict[str, int]
@@ -143,10 +143,10 @@ def orthogonalise(values: np.ndarray, exposures: Mapping[str, np.ndarray], indus
         groups = None if industry is None else np.asarray(industry[day, stocks], np.float64)
         enough = {name for name, part in {**parts, **({} if groups is None else {"industry": groups})}.items()
                   if np.isfinite(part).mean() >= KNOWN_SHARE}
-        for name in enough:
-            used[name] += 1
         out[day, stocks] = _residual(values[day, stocks], [part for name, part in parts.items() if name in enough],
                                      groups if "industry" in enough else None, limit)
+        for name in enough if np.isfinite(out[day, stocks]).any() else ():
+            used[name] += 1
     return Orthogonal(out, used)
 
 

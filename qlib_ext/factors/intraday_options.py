@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 
 from qlib_ext.errors import ConfigError
 from qlib_ext.factors.session import SESSION
 
-VERSION = 1
+VERSION = 2
 """Raised whenever a formula changes, so that stored values are computed again."""
 FACTORS = ("hf_skew", "hf_down_share", "hf_buy_intention_share", "hf_buy_intention_intensity", "hf_large_buy_share",
            "hf_large_buy_intensity", "hf_improved_reversal", "hf_tail_share", "hf_outflow_share", "hf_push_up")
@@ -29,6 +30,8 @@ SIGNS = {"hf_skew": -1, "hf_down_share": 1, "hf_buy_intention_share": 1, "hf_buy
          "hf_large_buy_intensity": 1, "hf_improved_reversal": -1, "hf_tail_share": -1, "hf_outflow_share": 1, "hf_push_up": -1}
 """1 where a high value is expected to foretell a high return, -1 where a low one is; that of the downside share is inferred."""
 LARGE_ORDER_FACTORS = ("hf_large_buy_share", "hf_large_buy_intensity", "hf_large_buy_share_proxy", "hf_large_buy_intensity_proxy")
+AUCTION = 3
+"""Minutes of the closing auction."""
 TRADE_FACTORS = tuple(name for name, needs in {**NEEDS, **PROXIES}.items() if "trades" in needs)
 BAR_FACTORS = tuple(name for name in (*FACTORS, *PROXIES) if name not in TRADE_FACTORS)
 
@@ -88,12 +91,18 @@ class IntradayOptions:
             if getattr(self, name) not in allowed:
                 raise ConfigError(f"{name}={getattr(self, name)!r} must be one of {list(allowed)}")
         for one in fields(self):
-            if one.type == "bool" and not isinstance(getattr(self, one.name), bool):
-                raise ConfigError(f"{one.name}={getattr(self, one.name)!r} must be true or false")
+            value = getattr(self, one.name)
+            if one.type == "bool" and not isinstance(value, bool):
+                raise ConfigError(f"{one.name}={value!r} must be true or false")
+            if one.type == "float" and (type(value) not in (int, float) or not math.isfinite(value)):
+                raise ConfigError(f"{one.name}={value!r} must be a number")
         for name in ("open_minutes", "tail_minutes"):
             minutes = getattr(self, name)
             if type(minutes) is not int or not 0 < minutes < SESSION or minutes % self.bar_minutes:
-                raise ConfigError(f"{name}={minutes!r} must be minutes of whole bars of {self.bar_minutes}, below {SESSION}")
+                raise ConfigError(f"{name}={minutes!r} must be minutes of whole bars of {self.bar_minutes}, below {SESSION}: set the "
+                                  "options open_minutes and tail_minutes")
+        if self.open_minutes + self.tail_minutes > SESSION:
+            raise ConfigError(f"open_minutes={self.open_minutes} and tail_minutes={self.tail_minutes} overlap: a day has {SESSION}")
         if not (0 < self.push_share <= 1 and 0 <= self.min_traded <= 1):
             raise ConfigError(f"push_share={self.push_share} and min_traded={self.min_traded} must be shares of the bars")
         if not (type(self.threshold_days) is int and type(self.min_threshold_days) is int
@@ -102,6 +111,8 @@ class IntradayOptions:
                               f"{self.min_threshold_days} one from 1 up to it")
         if self.closing_auction == "outside" and self.bar_minutes > 1:
             raise ConfigError(f"closing_auction: outside needs one-minute bars: those of {self.bar_minutes} minutes hold it whole")
+        if self.closing_auction == "outside" and self.tail_minutes <= AUCTION:
+            raise ConfigError(f"closing_auction: outside leaves nothing of tail_minutes={self.tail_minutes}: take more than {AUCTION}")
 
 
 def named(names, allowed: tuple[str, ...], options: IntradayOptions) -> list[str]:

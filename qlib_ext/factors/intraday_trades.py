@@ -43,8 +43,9 @@ def trade_values(trades: pl.LazyFrame, orders: pl.LazyFrame | None, bars: pl.Laz
         bars: columns date, instrument, minute, amount, volume, of the whole day.
         thresholds: columns instrument, threshold and, for proxies, trade_threshold, in CNY (see `thresholds`).
         names: of `intraday.TRADE_FACTORS`; None: the factors that the frames allow.
-        limits: columns date, instrument, limit_up, limit_down in raw CNY: bars that lie at a limit all the time are left out of the sums,
-            since the side of their trades means nothing. Needs the columns high and low in bars.
+        limits: columns date, instrument, limit_up, limit_down in raw CNY: bars that lie at a limit all the time are left out of B_j and
+            its A_j, since the side of their trades means nothing (of large trades, which stand in for large orders, too). Needs the columns
+            high and low in bars.
 
     Raises:
         ConfigError: an unknown factor. DataError: a frame lacks that a factor named needs.
@@ -68,15 +69,17 @@ def trade_values(trades: pl.LazyFrame, orders: pl.LazyFrame | None, bars: pl.Laz
         grid = grid.join(flow, on=[*KEY, "minute"], how="left", maintain_order="left")
     if "ordered" not in grid.collect_schema():
         grid = grid.with_columns(ordered=pl.lit(None, pl.Float64))
-    sums = {"intention_proxy": pl.col("active").fill_null(0.0)}
-    sums["intention"] = sums["intention_proxy"] + options.buy_intention_sign * pl.col("ordered").fill_null(0.0)
-    for name in ("large", "large_proxy"):
-        if name in grid.collect_schema():
-            sums[name] = pl.col(name).fill_null(0.0)
+    active, free = pl.col("active").fill_null(0.0), ~pl.col("locked")
+    sums = {"intention_proxy": pl.when(free).then(active),
+            "intention": pl.when(free).then(active + options.buy_intention_sign * pl.col("ordered").fill_null(0.0))}
+    if "large" in grid.collect_schema():
+        sums |= {"large": pl.col("large").fill_null(0.0), "large_proxy": pl.when(free).then(pl.col("large_proxy").fill_null(0.0))}
+    parts = {"money": pl.col("amount"), "free_money": pl.col("amount").filter(free)}
+    sided = pl.col("sided").filter(free).sum()
     made = grid.with_columns(**sums).group_by(*KEY, maintain_order=True).agg(
-        pl.when(pl.col("amount").null_count() == 0).then(pl.col("amount").sum()).alias("money"),
-        ((pl.col("sided").sum() > 0) & (2 * pl.col("sided").sum() >= pl.col("traded").sum())).alias("has_sides"),
-        pl.col("ordered").is_not_null().any().alias("has_orders"),
+        *(pl.when(one.null_count() == 0).then(one.sum()).alias(name) for name, one in parts.items()),
+        ((sided > 0) & (2 * sided >= pl.col("traded").filter(free).sum())).alias("has_sides"),
+        pl.col("ordered").filter(free).is_not_null().any().alias("has_orders"),
         *(pl.col(one).sum().alias(f"{one}_sum") for one in sums), *(_intensity(one).alias(f"{one}_intensity") for one in sums))
     made = made.join(_traded_stocks(bars, options), on=list(KEY))
     found = _known_stocks(trades, made, thresholds, names, options)
@@ -89,7 +92,8 @@ def _value(name: str) -> pl.Expr:
     column = f"{kind}_proxy" if name.endswith("_proxy") else kind
     known = {"intention": pl.col("has_sides") & pl.col("has_orders"), "intention_proxy": pl.col("has_sides"),
              "large": pl.col("has_threshold"), "large_proxy": pl.col("has_trade_threshold") & pl.col("has_sides")}[column]
-    share = pl.when(pl.col("money") > 0).then(pl.col(f"{column}_sum") / pl.col("money"))
+    money = pl.col("money" if column == "large" else "free_money")
+    share = pl.when(money > 0).then(pl.col(f"{column}_sum") / money)
     value = share if "_share" in name else pl.col(f"{column}_intensity")
     return pl.when(known).then(value)
 
@@ -100,20 +104,31 @@ def _intensity(name: str) -> pl.Expr:
 
 
 def _open_bars(bars: pl.LazyFrame, options, limits: pl.DataFrame | None) -> pl.LazyFrame:
-    """All bars after the open, also those that lack, with their amount and mean price; without those that lie at a price limit."""
+    """All bars after the open, also those that lack, with their amount and mean price, and whether they lie at a price limit."""
     ends = pl.DataFrame({"minute": range(options.bar_minutes, options.open_minutes + 1, options.bar_minutes)}, {"minute": pl.Int16}).lazy()
     bars = bars.with_columns(pl.col("instrument").cast(pl.String))
     every = bars.group_by(*KEY, maintain_order=True).agg().join(ends, how="cross", maintain_order="left_right")
     bars = every.join(bars.with_columns(there=True), on=[*KEY, "minute"], how="left", maintain_order="left")
-    bars = bars.with_columns(pl.when(pl.col("there").is_null()).then(0.0).otherwise("amount").alias("amount"))
+    bars = bars.with_columns(pl.when(pl.col("there").is_null()).then(0.0).otherwise("amount").alias("amount"), locked=pl.lit(False))
     if limits is not None:
         edges = limits.lazy().select(pl.col("date"), pl.col("instrument").cast(pl.String), "limit_up", "limit_down")
         bars = bars.join(edges, on=list(KEY), how="left", maintain_order="left")
         tick = 0.005
         locked = (pl.col("low") >= pl.col("limit_up") - tick) | (pl.col("high") <= pl.col("limit_down") + tick)
-        bars = bars.filter(~locked.fill_null(False))
+        bars = bars.with_columns(locked=locked.fill_null(False))
     price = pl.when(pl.col("volume") > 0).then(pl.col("amount") / pl.col("volume"))
-    return bars.select(*KEY, "minute", "amount", mean_price=price)
+    return bars.select(*KEY, "minute", "amount", "locked", mean_price=price)
+
+
+def without_auction(bars: pl.LazyFrame, trades: pl.LazyFrame, minutes: int) -> pl.LazyFrame:
+    """Bars of so many minutes whose first one holds the opening auction, with the auction's volume and amount, as the trades tell them,
+    taken off; prices stay."""
+    auction = trades.filter(session_minute(pl.col("millisecond")) == OPENING).with_columns(pl.col("instrument").cast(pl.String)).group_by(
+        *KEY).agg(auction_amount=_MONEY.sum(), auction_volume=pl.col("quantity").sum())
+    bars = bars.with_columns(pl.col("instrument").cast(pl.String)).join(auction, on=list(KEY), how="left", maintain_order="left")
+    rest = [(pl.col(name) - pl.when(pl.col("minute") == minutes).then(f"auction_{name}").otherwise(0).fill_null(0)).clip(0)
+            for name in ("amount", "volume")]
+    return bars.with_columns(rest[0].round(3), rest[1]).drop("auction_amount", "auction_volume")
 
 
 def _traded_stocks(bars: pl.LazyFrame, options) -> pl.LazyFrame:

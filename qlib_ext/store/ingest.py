@@ -12,7 +12,7 @@ from qlib_ext.errors import ConfigError
 from qlib_ext.market_rules import missing_trading_days
 from qlib_ext.store.checks import check_tables
 from qlib_ext.store.content import Content
-from qlib_ext.store.metadata import METADATA_FILE, digest
+from qlib_ext.store.metadata import INTRADAY, METADATA_FILE, digest
 from qlib_ext.store.schema import INDEX_NAMES, INDEX_SIZES, KINDS, TABLES, VWAP_MODES
 from qlib_ext.store.tables import Table, TableSource, read_tables
 from qlib_ext.store.writer import StoreLock, StoreWriter, check_goal
@@ -84,9 +84,11 @@ def _checked_names(index_names: Sequence[str]) -> Tuple[str, ...]:
     names, taken = tuple(index_names), {"all", *KINDS}
     if not names:
         raise ConfigError("no index name; give at least one of table membership")
-    wrong = [name for name in names if not isinstance(name, str) or not re.fullmatch("[a-z0-9_]+", name) or name in taken]
+    wrong = [name for name in names if not isinstance(name, str) or not re.fullmatch("[a-z0-9_]+", name) or name in taken
+             or name.startswith(INTRADAY)]
     if wrong:
-        raise ConfigError(f"index names {wrong}: give names of a-z, 0-9 and _ other than {sorted(taken)}")
+        raise ConfigError(f"index names {wrong}: give names of a-z, 0-9 and _ other than {sorted(taken)} that do not begin with hf_ or hi_, "
+                          "which are fields of build-intraday")
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ConfigError(f"index names {twice} are given more than once; give each of them once")

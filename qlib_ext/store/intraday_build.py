@@ -29,7 +29,8 @@ from qlib_ext.store.intraday_days import DayPlan, DayWork, clear_stale, columns_
 from qlib_ext.store.intraday_fields import IntradayWriter
 from qlib_ext.store.intraday_panel import DayPanels, Market, read_limits, read_market, write_fields
 from qlib_ext.store.intraday_pool import run_days
-from qlib_ext.store.metadata import as_day, combine, read_metadata
+from qlib_ext.store.metadata import as_day, combine, is_intraday, read_metadata
+from qlib_ext.store.reading import StoreFiles
 from qlib_ext.store.writer import StoreLock
 
 logger = logging.getLogger("qlib_ext.store")
@@ -83,9 +84,13 @@ def build_intraday(
         raise ConfigError(f"workers={workers}: give a number of processes, at least 1")
     span = _span(first, last)
     _check_store(out)
+    _check_names(out)
     plan = plan_days(out, folder, factors, options, blocks, table)
     market = read_market(out, orthogonal=False)
-    work = DayWork(plan, read_limits(out, market) if set(plan.names) & set(formulas.TRADE_FACTORS) else None)
+    if plan.auction_inside:
+        logger.warning("the bars of table %s hold the opening auction inside the first one: factors and features of bars contain it, those "
+                       "of trades do not", plan.table)
+    work = DayWork(plan, market.days, read_limits(out, market) if set(plan.names) & set(formulas.TRADE_FACTORS) else None)
     days = _common_days(work, market, *span)
     _check_stocks(work, market, days)
     table_days = work.days[plan.table]
@@ -133,6 +138,7 @@ def plan_days(store: Path, folder=None, factors=None, options=None, blocks=(), t
     names = _names(source, why, factors, options)
     plan = DayPlan(str(place), table, options, tuple(names), True, _blocks(blocks, bar_minutes(table)), trades="trades" in source.tables(),
                    orders="orders" in source.tables() and any("orders" in _NEEDS[name] for name in names),
+                   auction_inside=source.settings(table).get("opening_auction") == "inside",
                    left_out=tuple((name, f"it needs {what}") for name, what in why.items() if what and name in formulas.FACTORS))
     return replace(plan, blocks=tuple(dict.fromkeys([*plan.blocks, *_blocks_there(place, plan.block_key)])))
 
@@ -248,6 +254,15 @@ def _check_store(store: Path) -> None:
                         "with `python -m qlib_ext.store ingest` first")
 
 
+def _check_names(store: Path) -> None:
+    """Names of fields that are kept for this command are those that it made."""
+    made = (read_metadata(store).get("intraday") or {}).get("fields", {})
+    foreign = [name for name in StoreFiles(store).fields if is_intraday(name) and name not in made]
+    if foreign:
+        raise DataError(f"store {store} has the fields {foreign[:5]}, which build-intraday did not make: names that begin with hf_ or hi_ "
+                        "are kept for it, and it would remove them; give them other names")
+
+
 def _span(first, last) -> list[Optional[np.datetime64]]:
     """The days --from and --to, None where they are not given."""
     found = [None if day is None else np.datetime64(as_day(day, flag)) for flag, day in (("--from", first), ("--to", last))]
@@ -283,7 +298,7 @@ def _check_stocks(work: DayWork, market: Market, days: list[np.datetime64]) -> N
     for day in sample:
         try:
             codes = work.folder.scan(work.plan.table, day, day).select(pl.col("instrument").cast(pl.String).unique()).collect()
-        except pl.exceptions.PolarsError:
+        except (DataError, pl.exceptions.PolarsError):
             continue                                        # a damaged file is named when its turn comes
         found |= set(codes["instrument"].to_list())
     if found and not found & set(market.codes.tolist()):
@@ -346,8 +361,8 @@ def _about(work: DayWork, made: Mapping[np.datetime64, str], mean: int) -> dict:
     plan, days = work.plan, [str(day) for day in made]
     sources = dict(zip(days, made.values()))
     return {"format": 1, "version": formulas.VERSION, "days": [days[0], days[-1], len(days)], "table": plan.table,
-            "factors": list(plan.names), "limits": work.limits is not None, "options": asdict(plan.options), "days_mean": mean,
-            "valid_share": VALID_SHARE, "key": plan.key, "folder": os.path.basename(plan.folder), "folder_digest": combine(sources, {})}
+            "factors": list(plan.names), "auction_inside": plan.auction_inside, "limits": work.limits is not None,
+            "options": asdict(plan.options), "days_mean": mean, "valid_share": VALID_SHARE, "key": plan.key, "folder": os.path.basename(plan.folder), "folder_digest": combine(sources, {})}
 
 
 def _report(writer: IntradayWriter, about: dict, made: list, gone: list[str]) -> None:

@@ -43,7 +43,8 @@ class DayPlan:
     Attributes:
         folder: of the intraday tables. table: of bars. options: of the formulas.
         names: factors. features: whether the daily inputs of networks are made too. blocks: minutes of the bars of blocks.
-        trades, orders: whether those tables are read (where a day has them). left_out: factors that cannot be made, and why.
+        trades, orders: whether those tables are read (where a day has them). auction_inside: whether the first bar holds the opening
+        auction. left_out: factors that cannot be made, and why.
     """
 
     folder: str
@@ -54,12 +55,14 @@ class DayPlan:
     blocks: tuple[int, ...] = ()
     trades: bool = False
     orders: bool = False
+    auction_inside: bool = False
     left_out: tuple[tuple[str, str], ...] = ()
 
     @property
     def key(self) -> str:
         """Digest of what decides the daily values, the source files apart."""
-        return _digest([formulas.VERSION, asdict(self.options), self.table, sorted(self.names), self.features, self.trades, self.orders])
+        return _digest([formulas.VERSION, asdict(self.options), self.table, sorted(self.names), self.features, self.trades, self.orders,
+                        self.auction_inside])
 
     @property
     def block_key(self) -> str:
@@ -102,20 +105,29 @@ class Limits:
 
 
 class Task(NamedTuple):
-    """What is to be computed of a day: kind of result -> what it is made of, and the day's price limits where they are asked for."""
+    """What is to be computed of a day: kind of result -> what it is made of, the days of its thresholds, and the day's price limits
+    where they are asked for."""
 
     day: np.datetime64
     sources: dict[str, str]
+    past: Sequence[np.datetime64] = ()
     limits: Optional[pl.DataFrame] = None
 
 
 class DayWork:
-    """Says which days lack a result of a plan, and computes them; `limits` of the store where it has them."""
+    """Says which days lack a result of a plan, and computes them.
 
-    def __init__(self, plan: DayPlan, limits: Optional[Limits] = None):
+    Args:
+        calendar: trading days of the store, which thresholds count; None (where days are computed only): those of the bars.
+        limits: of the store where it has them.
+    """
+
+    def __init__(self, plan: DayPlan, calendar: Optional[np.ndarray] = None, limits: Optional[Limits] = None):
         self.plan, self.folder, self.limits = plan, IntradayFolder(plan.folder), limits
         self.places = plan.places()
         self.days = {table: self.folder.days(table) for table in self._tables()}
+        bars = self.days[plan.table]
+        self.calendar = bars if calendar is None else np.union1d(calendar, bars[bars < calendar[0]])
         self._sets = {table: set(days.tolist()) for table, days in self.days.items()}
 
     def _tables(self) -> list[str]:
@@ -135,10 +147,9 @@ class DayWork:
         return " ".join(parts)
 
     def past(self, day: np.datetime64) -> np.ndarray:
-        """The days before `day` whose orders make its thresholds, at most as many as the option says."""
-        calendar = self.days[self.plan.table]
-        stop = int(np.searchsorted(calendar, day))
-        return np.intersect1d(calendar[max(stop - self.plan.options.threshold_days, 0):stop], self.days["trades"])
+        """Those of the trading days before `day`, as many as the option says, that have trades, of whose orders its thresholds are made."""
+        stop = int(np.searchsorted(self.calendar, day))
+        return np.intersect1d(self.calendar[max(stop - self.plan.options.threshold_days, 0):stop], self.days["trades"])
 
     def tasks(self, kinds: Sequence[str], days: Sequence[np.datetime64], others: Sequence[np.datetime64] = ()) -> list[Task]:
         """What the days lack of some kinds of results, or have of other source files; of the `others` only the latter."""
@@ -147,7 +158,9 @@ class DayWork:
             sources = {kind: self.source(kind, day) for kind in kinds if day in asked or self.file(kind, day).is_file()}
             sources = {kind: source for kind, source in sources.items() if written_source(self.file(kind, day)) != source}
             if sources:
-                found.append(Task(day, sources, self.limits.frame(day) if "daily" in sources and self._asks_limits(day) else None))
+                daily = "daily" in sources
+                past = self.past(day) if daily and self.plan.needs_thresholds else ()
+                found.append(Task(day, sources, past, self.limits.frame(day) if daily and self._asks_limits(day) else None))
         return found
 
     def made(self, days: Sequence[np.datetime64]) -> dict[np.datetime64, str]:
@@ -214,7 +227,8 @@ class DayWork:
                 features = day_features(bars, trades, plan.options)
                 lazy["daily", 1] = features.rename({name: f"hi_{name}" for name in DAY_FEATURES})
             if tick_names and trades is not None:
-                lazy["daily", 2] = formulas.trade_values(trades, orders, bars, self._thresholds(task.day), plan.options, tick_names,
+                single = formulas.without_auction(bars, trades, plan.options.bar_minutes) if plan.auction_inside else bars
+                lazy["daily", 2] = formulas.trade_values(trades, orders, single, self._thresholds(task), plan.options, tick_names,
                                                          task.limits)
         for minutes in plan.blocks:
             if f"{minutes}" in kinds:
@@ -231,12 +245,12 @@ class DayWork:
     def _columns(self) -> list[str]:
         return [*self.plan.names, *((f"hi_{name}" for name in DAY_FEATURES) if self.plan.features else ())]
 
-    def _thresholds(self, day: np.datetime64) -> Optional[pl.DataFrame]:
+    def _thresholds(self, task: Task) -> Optional[pl.DataFrame]:
         """Thresholds of large orders from the sums of past days."""
         if not self.plan.needs_thresholds:
             return None
-        past = self.past(day)
-        frames = [pl.read_parquet(self.file("sizes", one), hive_partitioning=False).with_columns(date=pl.lit(one.item())) for one in past]
+        day, files = task.day, {one: self.file("sizes", one) for one in task.past}
+        frames = [pl.read_parquet(file, hive_partitioning=False).with_columns(date=pl.lit(one.item())) for one, file in files.items()]
         if not frames:
             frames = [formulas.order_sizes(self.scan("trades", day), self.plan.options).collect().clear()]
         return formulas.thresholds(pl.concat(frames, how="vertical_relaxed"), day.item(), self.plan.options)

@@ -24,6 +24,8 @@ from qlib_ext.store.schema import describe_fields
 logger = logging.getLogger("qlib_ext.store")
 _COLUMNS_AT_ONCE = 8
 EMPTY = "no stock of the store has a value of them on any day"
+FEW_DAYS = "no stock has a value on enough of {mean} trading days in a row"
+FEW_STOCKS = "no day has enough stocks with a value beside industries and regressors"
 _FIELDS = ("float_cap", "total_cap", "close", "volume", "factor", "float_shares", "turnover", "change", "equity", "preferred_equity")
 
 
@@ -77,10 +79,11 @@ class DayPanels:
 
     Attributes:
         stocks: positions in the market of those that any file has. days: positions on the calendar of the days that have a file.
+        unknown: codes in files that the market does not have.
     """
 
     def __init__(self, work: DayWork, market: Market, days: Sequence[np.datetime64]):
-        self.market = market
+        self.market, self.unknown = market, set()
         self.files = [(int(np.searchsorted(market.days, day)), work.file("daily", day)) for day in days]
         self.days = np.array([place for place, _ in self.files], np.int64)
         self.stocks = np.empty(0, np.int64)
@@ -105,7 +108,9 @@ class DayPanels:
     def _places(self, codes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Rows of a file whose instrument is a stock of the market, and which one it is."""
         found = np.minimum(np.searchsorted(self._sorted, codes), len(self._sorted) - 1)
-        row = np.flatnonzero(self._sorted[found] == codes)
+        known = self._sorted[found] == codes
+        self.unknown.update(codes[~known].tolist())
+        row = np.flatnonzero(known)
         return row, self._order[found[row]]
 
 
@@ -139,15 +144,22 @@ def write_fields(writer: IntradayWriter, panels: DayPanels, names: Sequence[str]
             continue
         average = _on_days(days_mean(values, mean, valid), panels.days)
         rest = orthogonalise(average, market.exposures, market.industry)
-        for ending, grid in (("_1d", values), ("", average), ("_orth", rest.values)):
+        for ending, grid, lacks in (("_1d", values, ""), ("", average, FEW_DAYS.format(mean=mean)), ("_orth", rest.values, FEW_STOCKS)):
+            if not np.isfinite(grid).any():
+                left_out[name + ending] = lacks
+                continue
             _write(writer, panels, name + ending, grid)
             fields.append(name + ending)
         used = {part: max(days, used.get(part, 0)) for part, days in rest.days.items()}
     if not fields:
         raise DataError(f"none of {len(names) + len(features)} columns has a value of a stock of the store: the intraday bars of these "
                         "stocks are too few a day, or the options ask for too much")
-    if left_out:
-        logger.warning("%d columns are left out, since %s: %s", len(left_out), EMPTY, ", ".join(left_out))
+    for why in dict.fromkeys(left_out.values()):
+        names = [name for name, said in left_out.items() if said == why]
+        logger.warning("%d fields are left out, since %s: %s", len(names), why, ", ".join(names))
+    if panels.unknown:
+        logger.warning("%d instruments of the intraday folder are not in the store and have no fields: %s", len(panels.unknown),
+                       first_few(sorted(panels.unknown)))
     return {"fields": describe_fields(fields, "typical"), "regressors": used, "left_out": left_out}
 
 

@@ -141,9 +141,14 @@ def check_files(path: Union[str, Path]) -> None:
         raise DataError(f"store {store} was changed after it was published: {', '.join(faults)}; ingest the tables again")
 
 
+INTRADAY = ("hf_", "hi_")
+"""Beginnings of the names of fields that are kept for `build-intraday`."""
+
+
 def is_intraday(name: str) -> bool:
-    """Whether a field, or a feature file, is one that `build-intraday` writes."""
-    return name.rsplit("/", 1)[-1].startswith(("hf_", "hi_"))
+    """Whether a field, or a feature file by its name or path in the store, is one that `build-intraday` writes."""
+    folder, _, field = name.rpartition("/")
+    return field.startswith(INTRADAY) and (not folder or folder.startswith("features/"))
 
 
 def own_fingerprint(metadata: dict) -> str:

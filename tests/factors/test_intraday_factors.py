@@ -9,7 +9,7 @@ import pytest
 
 from qlib_ext.errors import ConfigError, DataError
 from qlib_ext.factors.intraday import (BAR_FACTORS, FACTORS, NEEDS, PROXIES, SIGNS, TRADE_FACTORS, IntradayOptions, bar_values, order_sizes,
-                                       thresholds, trade_values)
+                                       thresholds, trade_values, without_auction)
 from qlib_ext.factors.session import clock_time, session_minute
 from slow_intraday import slow_bars, slow_minute, slow_trades
 
@@ -375,10 +375,33 @@ def test_minutes_at_a_price_limit_are_left_out():
     bars, trades = frame(rows), ticks([2000] * 10 + [4000] * 20, [1000] * 30)
     limits = pl.DataFrame({"date": [DAY], "instrument": ["SH600000"], "limit_up": [10.0], "limit_down": [8.0]})
     names, orders = ["hf_buy_intention_share"], orders_of(placed([500] * 30, 1))
-    assert trade_values(trades.lazy(), orders.lazy(), bars.lazy(), None, IntradayOptions(), names, limits).collect().height == 0
+    assert of_trades(trades, orders, bars, None, names, limits)["hf_buy_intention_share"] is None
     moved = frame([row | {"low": 9.5} if row["minute"] > 10 else row for row in rows])
     assert of_trades(trades, orders, moved, limits=limits, names=names)["hf_buy_intention_share"] == pytest.approx(20 * 3500 / 20_000)
     assert of_trades(trades, orders, moved, names=names)["hf_buy_intention_share"] == pytest.approx((20 * 3500 + 10 * 1500) / 30_000)
+    large, parts = list(FACTORS[4:6]), ticks([2000] * 10 + [4000] * 20, [1000] * 30, 1000)           # who is large is known without sides
+    alone = of_trades(parts, None, bars, 1500.0, large)
+    assert of_trades(parts, None, bars, 1500.0, large, limits) == alone and alone["hf_large_buy_share"] == pytest.approx(100_000 / 30_000)
+    proxies = of_trades(trades, None, moved, 1500.0, ["hf_large_buy_share_proxy"], limits, proxy=True)
+    assert proxies["hf_large_buy_share_proxy"] == pytest.approx(20 * 4000 / 20_000), "large trades go by their sides"
+
+
+def test_an_auction_inside_the_first_bar_is_taken_off():
+    """Bars with the opening auction inside and its trades give what bars with it apart give."""
+    rows = steps([UP] * 240)
+    trades, orders = ticks([2000] * 30, [1000] * 30), orders_of(placed([500] * 30, 1))
+    auction = trades.head(1).with_columns(millisecond=pl.lit(33_900_000, pl.Int32), quantity=pl.lit(700, pl.Int64),
+                                          sequence=-pl.col("sequence") - 1)
+    trades = pl.concat([auction, trades])
+    merged = frame([rows[0] | {"amount": rows[0]["amount"] + 7000.0, "volume": rows[0]["volume"] + 700}, *rows[1:]])
+    apart, inside = of_trades(trades, orders, frame(rows)), of_trades(trades, orders, merged)
+    assert inside["hf_buy_intention_share"] == pytest.approx(apart["hf_buy_intention_share"] * 30 / 37)
+    split = without_auction(merged.lazy(), trades.lazy(), 1).collect()
+    assert of_trades(trades, orders, split) == apart and split["amount"].to_list() == [row["amount"] for row in rows]
+    nothing = without_auction(frame(rows).lazy(), trades.filter(pl.col("sequence") >= 0).lazy(), 1).collect()
+    assert nothing["amount"].to_list() == split["amount"].to_list() and nothing["volume"].to_list() == split["volume"].to_list()
+    only = without_auction(frame([rows[0] | {"amount": 7000.0, "volume": 700}, *rows[1:]]).lazy(), trades.lazy(), 1).collect()
+    assert only["volume"][0] == 0 == only["amount"][0]
 
 
 def test_proxies_have_names_of_their_own():
@@ -404,7 +427,9 @@ def test_the_other_reading_of_the_downside():
 @pytest.mark.parametrize("wrong", [
     {"bar_minutes": 7}, {"open_minutes": 20, "bar_minutes": 15}, {"tail_minutes": 0}, {"returns": "open"}, {"downside": "count"},
     {"push_share": 0.0}, {"min_traded": 2.0}, {"buy_intention_sign": 0}, {"threshold_days": 3}, {"min_threshold_days": 0},
-    {"closing_auction": "outside", "bar_minutes": 15}, {"demean": "yes"}, {"large_scale": "square"}, {"order_size": "week"}])
+    {"closing_auction": "outside", "bar_minutes": 15}, {"demean": "yes"}, {"large_scale": "square"}, {"order_size": "week"},
+    {"min_traded": "abc"}, {"min_traded": True}, {"push_share": "abc"}, {"large_deviations": "abc"}, {"large_deviations": float("nan")},
+    {"open_minutes": 200, "tail_minutes": 100}, {"closing_auction": "outside", "tail_minutes": 3}, {"open_minutes": 30, "bar_minutes": 60}])
 def test_options_that_cannot_be(wrong):
     with pytest.raises(ConfigError, match=next(iter(wrong))):
         IntradayOptions(**wrong)

@@ -23,7 +23,8 @@ from qlib_ext.store import check_files, fingerprint, intraday_days, read_metadat
 from qlib_ext.store.__main__ import main
 from qlib_ext.store.append import append
 from qlib_ext.store.doctor import examine
-from qlib_ext.store.intraday import write_day
+from qlib_ext.store.ingest import ingest
+from qlib_ext.store.intraday import describe, write_day
 from qlib_ext.store.intraday_build import build_intraday, plan_days, read_options
 from qlib_ext.store.intraday_days import pieces
 from qlib_ext.store.intraday_fields import IntradayWriter
@@ -96,20 +97,21 @@ def test_a_factor_by_hand(whole):
 
 
 def test_large_orders_are_measured_by_the_days_before(tmp_path):
-    """Thresholds of order sizes of at most 20 past days, by hand; a past day that changes changes them; whole pieces or small ones."""
+    """Thresholds of order sizes of some past days, by hand; a past day that changes changes them; whole pieces or small ones. Bars at a
+    price limit of the store are left out of active buying, whose sides mean nothing there, not of large orders."""
     store, folder = build_store(tmp_path / "store"), build_folder(tmp_path / "store.intraday", DAYS[:9])
     ticks = {day: trades(day) for day in DAYS[:9]}
     for day, frame in ticks.items():
         write_day(folder, "trades", np.datetime64(day, "D"), frame)
-    options = {"min_threshold_days": 3, "threshold_days": 4}
+    options, names = {"min_threshold_days": 3, "threshold_days": 4, "proxy": True}, ["hf_large_buy_share", "hf_buy_intention_share_proxy"]
     with mock.patch.object(intraday_days, "PIECE_ROWS", 150):
-        build_intraday(store, factors=["hf_large_buy_share", "hf_skew"], options=options)
+        build_intraday(store, factors=names, options=options)
     code, sizes, locked = CODES[2], {}, 0
     mine = {day: frame.filter(pl.col("instrument") == code).to_pandas() for day, frame in ticks.items()}
     for day, frame in mine.items():
         money = frame["price"] * frame["quantity"]
         sizes[day] = [money.groupby(frame[side]).sum() for side in ("buy_order", "sell_order")]
-    found = series(store, code, "hf_large_buy_share_1d")
+    found, active = (series(store, code, f"{name}_1d") for name in names)
     assert np.isnan(found[:3]).all() and np.isnan(found[9:]).all()
     for t in range(3, 9):
         logs = np.log(np.concatenate([part for day in DAYS[max(t - 4, 0):t] for part in sizes[day]]))
@@ -117,22 +119,87 @@ def test_large_orders_are_measured_by_the_days_before(tmp_path):
         frame = mine[DAYS[t]]
         up, down = (series(store, code, name)[t] for name in ("limit_up", "limit_down"))   # the factor is 1
         open_bars = bars(DAYS[t]).filter((pl.col("instrument").cast(str) == code) & (pl.col("minute") <= 30)).to_pandas()
-        open_bars = open_bars[~((open_bars["low"] >= up - 0.005) | (open_bars["high"] <= down + 0.005))]
-        locked += 2 - len(open_bars)
-        money, inside = frame["price"] * frame["quantity"], (frame["millisecond"] // 900_000 * 15 - 555).isin(open_bars["minute"])
-        if not len(open_bars):
-            assert np.isnan(found[t])
-            continue
+        free = open_bars[~((open_bars["low"] >= up - 0.005) | (open_bars["high"] <= down + 0.005))]
+        locked += 2 - len(free)
+        money, minute = frame["price"] * frame["quantity"], frame["millisecond"] // 900_000 * 15 - 555
         large = [frame[side].map(size) > edge for side, size in zip(("buy_order", "sell_order"), sizes[DAYS[t]])]
-        net = (money * (large[0].astype(int) - large[1]) * inside).sum()
+        net = (money * (large[0].astype(int) - large[1]) * minute.isin(open_bars["minute"])).sum()
         np.testing.assert_allclose(found[t], net / open_bars["amount"].sum(), rtol=1e-5)
-    assert 0 < locked < 12                                  # bars at a price limit of the store are left out
+        net = (money * frame["side"] * minute.isin(free["minute"])).sum()
+        np.testing.assert_allclose(active[t], net / free["amount"].sum() if len(free) else np.nan, rtol=1e-5)
+    assert 0 < locked < 12
     before, values = results(store), fields(store)
     write_day(folder, "trades", np.datetime64(DAYS[4], "D"), trades(DAYS[4], count=90))
-    build_intraday(store, factors=["hf_large_buy_share", "hf_skew"], options=options)
+    build_intraday(store, factors=names, options=options)
     changed = [name for name, time in results(store).items() if before[name] != time]
     assert sorted(changed) == [str(day.date()) for day in DAYS[4:9]] and fields(store) != values
     assert read_metadata(store)["intraday"]["limits"] is True
+
+
+def test_thresholds_count_trading_days_not_those_of_the_folder(tmp_path):
+    """Days that the folder lacks are days all the same: what lies more of them back than the option says decides nothing."""
+    found = {}
+    for name, days in (("all", DAYS[:12]), ("hole", DAYS[:3].append(DAYS[9:12]))):
+        store, folder = build_store(tmp_path / name), build_folder(tmp_path / f"{name}.intraday", DAYS[:12])
+        for day in days:
+            write_day(folder, "trades", np.datetime64(day, "D"), trades(day))
+        for day in DAYS[:12].difference(days):
+            shutil.rmtree(folder / TABLE / f"date={day.date()}")
+        build_intraday(store, factors=["hf_large_buy_share"], options={"min_threshold_days": 2, "threshold_days": 4})
+        found[name] = series(store, CODES[2], "hf_large_buy_share_1d")
+    assert np.isfinite(found["all"][9:12]).all() and np.isnan(found["hole"][9:11]).all(), "three days of the folder, none of the last four"
+    assert np.isfinite(found["hole"][11]) and found["hole"][11] != found["all"][11]
+
+
+def test_bars_with_the_auction_inside(tmp_path, caplog):
+    """Factors of trades are those of bars that have it apart."""
+    day, made = np.datetime64(DAYS[0], "D"), {}
+    auction = trades(DAYS[0], count=6).with_columns(millisecond=pl.lit(33_900_000, pl.Int64)).with_columns(
+        sequence=pl.int_range(pl.len()).over("instrument"))
+    later = trades(DAYS[0]).with_columns(pl.col("sequence") + 6)
+    money = auction.group_by("instrument").agg(volume=pl.col("quantity").sum(), amount=(pl.col("price") * pl.col("quantity")).sum())
+    first = bars(DAYS[0]).with_columns(pl.col("instrument").cast(str)).join(money, on="instrument", how="left", suffix="_more")
+    more = [pl.col(name) + pl.when(pl.col("minute") == 15).then(pl.col(f"{name}_more")).fill_null(0) for name in ("volume", "amount")]
+    inside = first.with_columns(more).drop("volume_more", "amount_more").with_columns(pl.col("instrument").cast(pl.Categorical))
+    for name, table, setting in (("apart", bars(DAYS[0]), "apart"), ("inside", inside, "inside"), ("unsaid", inside, None)):
+        store, folder = build_store(tmp_path / name), tmp_path / f"{name}.intraday"
+        write_day(folder, TABLE, day, table)
+        write_day(folder, "trades", day, pl.concat([auction, later]).sort("instrument", "millisecond", "sequence"))
+        describe(folder, TABLE, {"opening_auction": setting} if setting else {})
+        with caplog.at_level(logging.WARNING, "qlib_ext.store"):
+            caplog.clear()
+            build_intraday(store, factors=["hf_buy_intention_share_proxy"], options={"proxy": True})
+        assert ("hold the opening auction inside the first one" in caplog.text) == (setting == "inside")
+        assert read_metadata(store)["intraday"]["auction_inside"] is (setting == "inside")
+        made[name] = np.array([series(store, code, "hf_buy_intention_share_proxy_1d")[0] for code in CODES[:6]])
+    np.testing.assert_allclose(made["inside"], made["apart"], rtol=1e-6)
+    assert np.isfinite(made["apart"]).any() and not np.allclose(made["unsaid"], made["apart"], rtol=1e-3, equal_nan=True)
+
+
+def test_fields_without_a_value_are_left_out_and_said(tmp_path, caplog):
+    """Six stocks with trades are too few beside industries and regressors; three days too few for a mean of five that asks for four."""
+    store, folder = build_store(tmp_path / "store"), build_folder(tmp_path / "store.intraday", DAYS[:6])
+    for day in DAYS[:6]:
+        write_day(folder, "trades", np.datetime64(day, "D"), trades(day))
+    names, options = ["hf_skew", "hf_large_buy_share"], {"min_threshold_days": 4}
+    with caplog.at_level(logging.WARNING, "qlib_ext.store"):
+        build_intraday(store, factors=names, options=options)
+    about = read_metadata(store)["intraday"]
+    assert "hf_large_buy_share_1d" in about["fields"] and "on enough of 5 trading days" in about["left_out"]["hf_large_buy_share"]
+    assert "enough stocks" in about["left_out"]["hf_large_buy_share_orth"]
+    assert "2 fields" not in caplog.text and "no day has enough stocks with a value beside industries" in caplog.text
+    assert not list(store.glob("features/*/hf_large_buy_share.day.bin")) and "hf_skew_orth" in about["fields"]
+    assert about["regressors"]["industry"] == 4, "days on which something was orthogonalised"
+    check_files(store)
+
+
+def test_instruments_that_the_store_lacks_are_named(tmp_path, caplog):
+    store, folder = build_store(tmp_path / "store"), tmp_path / "store.intraday"
+    for day in DAYS[:2]:
+        write_day(folder, TABLE, np.datetime64(day, "D"), bars(day, [*CODES, "SH601001", "SZ000001"]))
+    with caplog.at_level(logging.WARNING, "qlib_ext.store"):
+        build_intraday(store, factors=["hf_skew"])
+    assert "2 instruments of the intraday folder are not in the store and have no fields: SH601001, SZ000001" in caplog.text
 
 
 def test_what_is_orthogonal(whole):
@@ -574,6 +641,32 @@ def test_a_store_of_somebody_else(copy):
     (copy / "qlib_ext_store.json").unlink()
     with pytest.raises(DataError, match="was not made by this version of qlib_ext"):
         build_intraday(copy)
+
+
+def test_what_else_begins_with_these_letters_stays(copy):
+    """A universe of the user's stays as it is; a field of that name stops the command."""
+    universe = copy / "instruments" / "hi_tech.txt"
+    universe.write_text((copy / "instruments" / "all.txt").read_text())
+    build_intraday(copy, factors=["hf_skew"])
+    assert universe.read_text() == (copy / "instruments" / "all.txt").read_text()
+    mine = copy / "features" / CODES[0].lower() / "hf_of_mine.day.bin"
+    mine.write_bytes((mine.parent / "close.day.bin").read_bytes())
+    with pytest.raises(DataError, match=r"has the fields \['hf_of_mine'\], which build-intraday did not make"):
+        build_intraday(copy, factors=["hf_skew"])
+    assert mine.is_file()
+    with pytest.raises(ConfigError, match="do not begin with hf_ or hi_"):
+        ingest(tiny_intraday.tables(), copy.with_name("other"), index_names=["hi_div"])
+
+
+@pytest.mark.parametrize("place", [0, 3, -1])
+def test_a_damaged_day_wherever_it_is(copy, place):
+    for folder in (copy.with_name("store.intraday") / "daily").iterdir():
+        shutil.rmtree(folder)
+    days = DAYS[:7]
+    (copy.with_name("store.intraday") / TABLE / f"date={days[place].date()}" / "part.parquet").write_bytes(b"xx")
+    with pytest.raises(DataError, match="1 days cannot be computed; the others are done"):
+        build_intraday(copy, first=days[0], last=days[-1], workers=1)
+    assert len(results(copy)) == 6
 
 
 def test_the_command_line(tmp_path, capsys):
