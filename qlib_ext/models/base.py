@@ -186,7 +186,8 @@ class TorchModel(Model):
         options = {key: value for key, value in self.options["trainer"].items() if key not in ("progress", "threads", "resume")}
         kinds = [type(self), self.net_class, type(self.rule), type(self.rule.loss)]
         bases = [base for kind in kinds for base in kind.__mro__ if base.__module__.partition(".")[0] not in ("builtins", "torch")]
-        ours = [path.read_text() for part in ("models", "training", "data") for path in sorted(Path(__file__).parents[1].glob(f"{part}/*.py"))]
+        home = Path(__file__).parents[1]
+        ours = [path.read_text() for part in ("models", "training", "data") for path in sorted(home.glob(f"{part}/*.py"))]
         content = [[f"{kind.__module__}.{kind.__qualname__}" for kind in kinds], [_source(base) for base in bases], ours, __version__,
                    torch.__version__, self.net_options, {**self.options, "trainer": options}, panel.meta, panel.segments]
         digest = hashlib.blake2b(json.dumps(content, sort_keys=True, default=repr).encode(), digest_size=16)

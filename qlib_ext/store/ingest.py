@@ -87,8 +87,8 @@ def _checked_names(index_names: Sequence[str]) -> Tuple[str, ...]:
     wrong = [name for name in names if not isinstance(name, str) or not re.fullmatch("[a-z0-9_]+", name) or name in taken
              or name.startswith(INTRADAY)]
     if wrong:
-        raise ConfigError(f"index names {wrong}: give names of a-z, 0-9 and _ other than {sorted(taken)} that do not begin with hf_ or hi_, "
-                          "which are fields of build-intraday")
+        raise ConfigError(f"index names {wrong}: give names of a-z, 0-9 and _ other than {sorted(taken)} that do not begin with hf_ or "
+                          "hi_, which are fields of build-intraday")
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ConfigError(f"index names {twice} are given more than once; give each of them once")

@@ -362,7 +362,8 @@ def _about(work: DayWork, made: Mapping[np.datetime64, str], mean: int) -> dict:
     sources = dict(zip(days, made.values()))
     return {"format": 1, "version": formulas.VERSION, "days": [days[0], days[-1], len(days)], "table": plan.table,
             "factors": list(plan.names), "auction_inside": plan.auction_inside, "limits": work.limits is not None,
-            "options": asdict(plan.options), "days_mean": mean, "valid_share": VALID_SHARE, "key": plan.key, "folder": os.path.basename(plan.folder), "folder_digest": combine(sources, {})}
+            "options": asdict(plan.options), "days_mean": mean, "valid_share": VALID_SHARE, "key": plan.key,
+            "folder": os.path.basename(plan.folder), "folder_digest": combine(sources, {})}
 
 
 def _report(writer: IntradayWriter, about: dict, made: list, gone: list[str]) -> None:

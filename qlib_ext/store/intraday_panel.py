@@ -144,7 +144,9 @@ def write_fields(writer: IntradayWriter, panels: DayPanels, names: Sequence[str]
             continue
         average = _on_days(days_mean(values, mean, valid), panels.days)
         rest = orthogonalise(average, market.exposures, market.industry)
-        for ending, grid, lacks in (("_1d", values, ""), ("", average, FEW_DAYS.format(mean=mean)), ("_orth", rest.values, FEW_STOCKS)):
+        few = FEW_DAYS.format(mean=mean)
+        for ending, grid, lacks in (("_1d", values, EMPTY), ("", average, few),
+                                    ("_orth", rest.values, FEW_STOCKS if np.isfinite(average).any() else few)):
             if not np.isfinite(grid).any():
                 left_out[name + ending] = lacks
                 continue
