@@ -92,7 +92,7 @@ def edge(value, instrument="SH600000") -> pl.DataFrame:
 def of_trades(trades, orders, bars, threshold=15_000.0, names=None, limits=None, **options) -> dict:
     given = None if threshold is None else edge(threshold)
     found = trade_values(trades.lazy(), None if orders is None else orders.lazy(), bars.lazy(), given, IntradayOptions(**options), names,
-                         limits).collect()
+                         limits).collect(engine="in-memory")
     return found.row(0, named=True)
 
 
