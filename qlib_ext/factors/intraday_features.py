@@ -361,14 +361,14 @@ def _net(flow: pl.Expr) -> pl.Expr:
 
 def _large_orders(trades: pl.LazyFrame, options: IntradayOptions) -> pl.LazyFrame:
     """large_order_share and large_order_net by date and instrument; null where an order number is missing."""
-    sides = [trades.group_by(*_KEY, pl.col(name).alias("order")).agg(pl.col("amount").sum()).with_columns(buys=pl.lit(buys))
-             for name, buys in (("buy_order", 1), ("sell_order", -1))]
     amount = pl.col("amount")
+    sides = [trades.group_by(*_KEY, pl.col(name).alias("order"), maintain_order=True).agg(amount.sum()).with_columns(buys=pl.lit(buys))
+             for name, buys in (("buy_order", 1), ("sell_order", -1))]
     scaled = amount.log() if options.large_scale == "log" else amount
     edge = scaled.mean() + options.large_deviations * scaled.std(ddof=0)
     large = scaled > edge + 1e-9 * scaled.abs().max()  # of equal sizes none is large, whatever the rounding
     known = pl.col("order").is_not_null().all()
-    return pl.concat(sides).filter(amount > 0).group_by(*_KEY).agg(
+    return pl.concat(sides).filter(amount > 0).group_by(*_KEY, maintain_order=True).agg(
         large_order_share=pl.when(known).then(amount.filter(large).sum() / amount.sum()),
         large_order_net=pl.when(known).then((amount * pl.col("buys")).filter(large).sum() / amount.sum()))
 

@@ -121,14 +121,15 @@ def _open_bars(bars: pl.LazyFrame, options, limits: pl.DataFrame | None) -> pl.L
 
 
 def without_auction(bars: pl.LazyFrame, trades: pl.LazyFrame, minutes: int) -> pl.LazyFrame:
-    """Bars of so many minutes whose first one holds the opening auction, with the auction's volume and amount, as the trades tell them,
-    taken off; prices stay."""
-    auction = trades.filter(session_minute(pl.col("millisecond")) == OPENING).with_columns(pl.col("instrument").cast(pl.String)).group_by(
-        *KEY).agg(auction_amount=_MONEY.sum(), auction_volume=pl.col("quantity").sum())
-    bars = bars.with_columns(pl.col("instrument").cast(pl.String)).join(auction, on=list(KEY), how="left", maintain_order="left")
-    rest = [(pl.col(name) - pl.when(pl.col("minute") == minutes).then(f"auction_{name}").otherwise(0).fill_null(0)).clip(0)
-            for name in ("amount", "volume")]
-    return bars.with_columns(rest[0].round(3), rest[1]).drop("auction_amount", "auction_volume")
+    """Bars of so many minutes whose first one may hold the opening auction, with that one's volume and amount as its trades tell them,
+    where the stock has trades on the day; prices stay."""
+    first = session_minute(pl.col("millisecond")).is_between(OPENING + 1, minutes)
+    own = trades.with_columns(pl.col("instrument").cast(pl.String)).group_by(*KEY, maintain_order=True).agg(
+        own_amount=_MONEY.filter(first).sum(), own_volume=pl.col("quantity").filter(first).sum())
+    bars = bars.with_columns(pl.col("instrument").cast(pl.String)).join(own, on=list(KEY), how="left", maintain_order="left")
+    known = (pl.col("minute") == minutes) & pl.col("own_volume").is_not_null()
+    return bars.with_columns(pl.when(known).then(f"own_{name}").otherwise(name).alias(name) for name in ("amount", "volume")).drop(
+        "own_amount", "own_volume")
 
 
 def _traded_stocks(bars: pl.LazyFrame, options) -> pl.LazyFrame:

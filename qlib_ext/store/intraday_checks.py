@@ -194,7 +194,7 @@ def _on_time(frame: pl.DataFrame, fault: str, wrong: pl.Expr, found: Findings, c
         where = {"out_of_session": "outside the session (is its clock one of 12 hours, or of another zone?)",
                  "off_grid": "between the ends of its bars (are seconds, or the length of the bars, others?)"}[fault]
         raise DataError(f"{len(lost)} of {len(traded)} traded rows of {found.day} lie {where}, the first at {first} of {code}: correct the "
-                        "source")
+                        "source, or leave the day out")
     return found.take_out(frame, fault, wrong, _time_text(clock))
 
 

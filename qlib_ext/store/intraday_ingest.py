@@ -30,6 +30,8 @@ LONG_DAY = 4_000_000
 """A day of more trades or orders is checked and written some instruments at a time."""
 SAMPLE_FILES, SAMPLE_DAYS = 40, 5
 _SAVE_EVERY = 10
+_MOST_FAULTS = 10
+"""So many days that are refused stop an ingestion, as the first day of a new table does."""
 _STAMPED = ("stamp", "price", "volume", "amount", "opening_auction")
 
 
@@ -92,7 +94,8 @@ def ingest_intraday(source: Union[str, Path, Sequence[Union[str, Path]]], out: U
         ConfigError: unknown options; stamps or units that the data contradict or do not tell; settings other than those the folder
             was made with.
         DataError: no file, a file that cannot be read or lacks columns, no row in the span, no row that can be used, days that are there
-            but made of other stocks, a day in other units than those before, or another ingestion of the table at work.
+            but made of other stocks, days in other units or on another clock than those before (the first day of a new table, or ten
+            days, stop it; else the others are done), or another ingestion of the table at work.
     """
     if table not in COLUMNS:
         raise ConfigError(f"table={table!r} must be one of {list(COLUMNS)}")
@@ -149,19 +152,31 @@ class _Ingestion:
         todo = [day for day in days if day not in done]
         self.before = self._prices_before(todo, done)
         self.old, self.begun, self.empty = old.filter(~pl.col("date").is_in(todo)), False, []
-        findings, rows = [], 0
+        findings, rows, faults = [], 0, []
+        most = _MOST_FAULTS if any((self.out / self.table).glob("date=*/part.parquet")) else 1
         try:
             with tqdm(total=len(todo), desc=f"ingesting {self.table}", unit=" days", mininterval=1) as bar:
                 for day, frame in self._frames(spans.filter(pl.col("day").is_in(todo))):
-                    findings.append(self._write(day, frame))
+                    try:
+                        findings.append(self._write(day, frame))
+                    except DataError as error:
+                        faults.append(str(error))
+                        if len(faults) == (_MOST_FAULTS if self.begun else most):
+                            break
+                        continue
                     rows += findings[-1].filter(pl.col("fault") == ROWS)["count"].sum()
                     if self.begun and len(findings) % _SAVE_EVERY == 0:
                         self._save(findings)
                     bar.update()
+            if faults and not rows:
+                raise DataError("\n  ".join(faults))
             if todo and not rows and len(todo) == len(days):
                 raise DataError(_unusable(pl.concat(findings), len(todo)))
             if todo:
                 self._begin()
+            if faults:
+                rest = "later ones were not tried" if len(faults) == _MOST_FAULTS else "the others are done"
+                raise DataError(f"{len(faults)} days are refused, {rest} (--from, --to take some):\n  " + "\n  ".join(faults))
         finally:
             shutil.rmtree(_aside(self.out, self.table), ignore_errors=True)
             if self.begun:
@@ -188,12 +203,13 @@ class _Ingestion:
         for place, file in enumerate(tqdm(self.files, desc="looking at files", unit=" files", mininterval=1, disable=quiet)):
             frame = open_source(file, self.vendor)
             words = [pl.col(column).unique().implode() for column in self.words]
-            frame = frame.group_by("day", "code", "exchange").agg(
-                pl.len().cast(pl.Int64).alias("rows"), (pl.col("clock") > 0).sum().cast(pl.Int64).alias("timed"), *words)
+            traded = pl.col("volume" if self.vendor.kind == "bars" else "quantity") > 0
+            counts = {"rows": pl.len(), "traded": traded.sum(), "timed": (traded & (pl.col("clock") > 0)).sum()}
+            frame = frame.group_by("day", "code", "exchange").agg(*words, **{name: one.cast(pl.Int64) for name, one in counts.items()})
             made = collect(file, frame, streaming=True)
             if lost := made.filter(pl.col("day").is_null())["rows"].sum():
                 raise DataError(f"{file}: {lost} rows have no date that can be read; write it as 2024-01-02 or 20240102")
-            if made["timed"].sum() * 2 < made["rows"].sum():
+            if made["timed"].sum() * 2 < made["traded"].sum():
                 raise DataError(f"{file}: no time of day can be read in {stamps_of(file, self.vendor)}: write it as 09:31:00, with 24 "
                                 "hours")
             for column, known in self.words.items():

@@ -160,7 +160,7 @@ def write_fields(writer: IntradayWriter, panels: DayPanels, names: Sequence[str]
         names = [name for name, said in left_out.items() if said == why]
         logger.warning("%d fields are left out, since %s: %s", len(names), why, ", ".join(names))
     if panels.unknown:
-        logger.warning("%d instruments of the intraday folder are not in the store and have no fields: %s", len(panels.unknown),
+        logger.warning("%d instruments of the intraday folder are no stocks of the store and have no fields: %s", len(panels.unknown),
                        first_few(sorted(panels.unknown)))
     return {"fields": describe_fields(fields, "typical"), "regressors": used, "left_out": left_out}
 

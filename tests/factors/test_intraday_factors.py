@@ -387,21 +387,25 @@ def test_minutes_at_a_price_limit_are_left_out():
 
 
 def test_an_auction_inside_the_first_bar_is_taken_off():
-    """Bars with the opening auction inside and its trades give what bars with it apart give."""
-    rows = steps([UP] * 240)
+    """Whether the first bar holds the opening auction or not, and the trades have it or not: what bars with it apart give."""
+    rows = [row | {"volume": 300} for row in steps([UP] * 240, [3000.0] * 240)]
     trades, orders = ticks([2000] * 30, [1000] * 30), orders_of(placed([500] * 30, 1))
     auction = trades.head(1).with_columns(millisecond=pl.lit(33_900_000, pl.Int32), quantity=pl.lit(700, pl.Int64),
                                           sequence=-pl.col("sequence") - 1)
-    trades = pl.concat([auction, trades])
-    merged = frame([rows[0] | {"amount": rows[0]["amount"] + 7000.0, "volume": rows[0]["volume"] + 700}, *rows[1:]])
-    apart, inside = of_trades(trades, orders, frame(rows)), of_trades(trades, orders, merged)
-    assert inside["hf_buy_intention_share"] == pytest.approx(apart["hf_buy_intention_share"] * 30 / 37)
-    split = without_auction(merged.lazy(), trades.lazy(), 1).collect()
-    assert of_trades(trades, orders, split) == apart and split["amount"].to_list() == [row["amount"] for row in rows]
-    nothing = without_auction(frame(rows).lazy(), trades.filter(pl.col("sequence") >= 0).lazy(), 1).collect()
-    assert nothing["amount"].to_list() == split["amount"].to_list() and nothing["volume"].to_list() == split["volume"].to_list()
-    only = without_auction(frame([rows[0] | {"amount": 7000.0, "volume": 700}, *rows[1:]]).lazy(), trades.lazy(), 1).collect()
-    assert only["volume"][0] == 0 == only["amount"][0]
+    merged = [rows[0] | {"amount": 10_000.0, "volume": 1000}, *rows[1:]]
+    apart = of_trades(trades, orders, frame(rows))
+    assert of_trades(trades, orders, frame(merged))["hf_buy_intention_share"] == pytest.approx(apart["hf_buy_intention_share"] * 90 / 97)
+    for bars in (rows, merged):
+        for ticked in (trades, pl.concat([auction, trades])):
+            split = without_auction(frame(bars).lazy(), ticked.lazy(), 1).collect()
+            assert split["amount"].to_list() == [3000.0] * 240 and split["volume"].to_list() == [300] * 240
+            found = of_trades(ticked, orders, split)
+            known = [name for name in FACTORS[2:6] if apart[name] is not None]
+            assert [found[name] for name in known] == pytest.approx([apart[name] for name in known], rel=1e-12) and len(known) > 1
+    other = without_auction(frame(merged).lazy(), trades.with_columns(instrument=pl.lit("SH600001")).lazy(), 1).collect()
+    assert other["amount"][0] == 10_000.0, "without trades nothing is known"
+    alone = without_auction(frame(merged).lazy(), auction.lazy(), 1).collect()
+    assert alone["amount"][0] == 0 == alone["volume"][0]
 
 
 def test_proxies_have_names_of_their_own():

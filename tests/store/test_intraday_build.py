@@ -158,10 +158,21 @@ def test_bars_with_the_auction_inside(tmp_path, caplog):
         sequence=pl.int_range(pl.len()).over("instrument"))
     later = trades(DAYS[0]).with_columns(pl.col("sequence") + 6)
     money = auction.group_by("instrument").agg(volume=pl.col("quantity").sum(), amount=(pl.col("price") * pl.col("quantity")).sum())
-    first = bars(DAYS[0]).with_columns(pl.col("instrument").cast(str)).join(money, on="instrument", how="left", suffix="_more")
-    more = [pl.col(name) + pl.when(pl.col("minute") == 15).then(pl.col(f"{name}_more")).fill_null(0) for name in ("volume", "amount")]
-    inside = first.with_columns(more).drop("volume_more", "amount_more").with_columns(pl.col("instrument").cast(pl.Categorical))
-    for name, table, setting in (("apart", bars(DAYS[0]), "apart"), ("inside", inside, "inside"), ("unsaid", inside, None)):
+    own = later.filter(pl.col("millisecond") < 35_100_000).group_by("instrument").agg(
+        volume=pl.col("quantity").sum(), amount=(pl.col("price") * pl.col("quantity")).sum())
+
+    def first_bar(frame: pl.DataFrame, sums: pl.DataFrame, keep: bool) -> pl.DataFrame:
+        """The first bars of the day with sums in place of, or beside, their volume and amount."""
+        frame = frame.with_columns(pl.col("instrument").cast(str)).join(sums, on="instrument", how="left", suffix="_more")
+        known = (pl.col("minute") == 15) & pl.col("volume_more").is_not_null()
+        names = ("volume", "amount")
+        made = [pl.when(known).then(pl.col(f"{one}_more") + keep * pl.col(one)).otherwise(one).alias(one) for one in names]
+        return frame.with_columns(made).drop("volume_more", "amount_more").with_columns(pl.col("instrument").cast(pl.Categorical))
+
+    apart = first_bar(bars(DAYS[0]), own, False)
+    inside = first_bar(apart, money, True)
+    for name, table, setting in (("apart", apart, "apart"), ("inside", inside, "inside"), ("absent", apart, "inside"),
+                                 ("unsaid", inside, None)):
         store, folder = build_store(tmp_path / name), tmp_path / f"{name}.intraday"
         write_day(folder, TABLE, day, table)
         write_day(folder, "trades", day, pl.concat([auction, later]).sort("instrument", "millisecond", "sequence"))
@@ -173,22 +184,25 @@ def test_bars_with_the_auction_inside(tmp_path, caplog):
         assert read_metadata(store)["intraday"]["auction_inside"] is (setting == "inside")
         made[name] = np.array([series(store, code, "hf_buy_intention_share_proxy_1d")[0] for code in CODES[:6]])
     np.testing.assert_allclose(made["inside"], made["apart"], rtol=1e-6)
+    np.testing.assert_allclose(made["absent"], made["apart"], rtol=1e-6)
     assert np.isfinite(made["apart"]).any() and not np.allclose(made["unsaid"], made["apart"], rtol=1e-3, equal_nan=True)
 
 
 def test_fields_without_a_value_are_left_out_and_said(tmp_path, caplog):
-    """Six stocks with trades are too few beside industries and regressors; three days too few for a mean of five that asks for four."""
+    """Three stocks with trades are too few beside industries and regressors; three days too few for a mean of five that asks for four."""
     store, folder = build_store(tmp_path / "store"), build_folder(tmp_path / "store.intraday", DAYS[:6])
     for day in DAYS[:6]:
-        write_day(folder, "trades", np.datetime64(day, "D"), trades(day))
-    names, options = ["hf_skew", "hf_large_buy_share"], {"min_threshold_days": 4}
-    with caplog.at_level(logging.WARNING, "qlib_ext.store"):
-        build_intraday(store, factors=names, options=options)
-    about = read_metadata(store)["intraday"]
-    assert "hf_large_buy_share_1d" in about["fields"] and "on enough of 5 trading days" in about["left_out"]["hf_large_buy_share"]
-    assert "enough stocks" in about["left_out"]["hf_large_buy_share_orth"]
-    assert "2 fields" not in caplog.text and "no day has enough stocks with a value beside industries" in caplog.text
-    assert not list(store.glob("features/*/hf_large_buy_share.day.bin")) and "hf_skew_orth" in about["fields"]
+        write_day(folder, "trades", np.datetime64(day, "D"), trades(day, CODES[:3]))
+    names, endings = ["hf_skew", "hf_large_buy_share"], ("_1d", "", "_orth")
+    for days, lost, why in ((1, ["_orth"], "no day has enough stocks with a value beside industries and regressors: hf_large_buy_share_o"),
+                            (4, ["", "_orth"], "2 fields are left out, since no stock has a value on enough of 5 trading days in a row")):
+        with caplog.at_level(logging.WARNING, "qlib_ext.store"):
+            caplog.clear()
+            build_intraday(store, factors=names, options={"min_threshold_days": days})
+        about = read_metadata(store)["intraday"]
+        assert [f"hf_large_buy_share{one}" in about["left_out"] for one in endings] == [one in lost for one in endings]
+        assert why in caplog.text and "hf_large_buy_share_1d" in about["fields"] and "hf_skew_orth" in about["fields"]
+        assert bool(list(store.glob("features/*/hf_large_buy_share.day.bin"))) == (days == 1)
     assert about["regressors"]["industry"] == 4, "days on which something was orthogonalised"
     check_files(store)
 
@@ -199,7 +213,7 @@ def test_instruments_that_the_store_lacks_are_named(tmp_path, caplog):
         write_day(folder, TABLE, np.datetime64(day, "D"), bars(day, [*CODES, "SH601001", "SZ000001"]))
     with caplog.at_level(logging.WARNING, "qlib_ext.store"):
         build_intraday(store, factors=["hf_skew"])
-    assert "2 instruments of the intraday folder are not in the store and have no fields: SH601001, SZ000001" in caplog.text
+    assert "2 instruments of the intraday folder are no stocks of the store and have no fields: SH601001, SZ000001" in caplog.text
 
 
 def test_what_is_orthogonal(whole):

@@ -226,6 +226,41 @@ def test_a_day_without_a_row_that_can_be_used(tmp_path):
         ingest(spoilt.filter(bad).with_columns(pl.col("datetime").dt.offset_by("3d")), tmp_path, "later.parquet")
 
 
+def test_a_day_on_another_clock_does_not_stop_the_others(tmp_path):
+    """The bad day is refused and tried again, also where it is the first that lacks; ten of them stop the run."""
+    bad = pl.col("datetime").dt.date() == DAYS[1]
+    moved = bars().with_columns(pl.when(bad).then(pl.col("datetime").dt.offset_by("-8h")).otherwise("datetime").alias("datetime"))
+    fault, done = "480 of 480 traded rows of 2024-01-03 lie outside", ["2024-01-02", "2024-01-04"]
+    with pytest.raises(DataError, match=f"1 days are refused, the others are done .*\n.*{fault}"):
+        ingest(moved, tmp_path)
+    with pytest.raises(DataError, match=f"^{fault}"):
+        ingest(moved, tmp_path)
+    assert IntradayFolder(tmp_path / "out").days("bars_1min").astype(str).tolist() == done
+    grown = pl.concat([moved, bars([dt.date(2024, 1, 5)])])
+    with pytest.raises(DataError, match=f"1 days are refused, the others are done .*\n.*{fault}"):
+        ingest(grown, tmp_path)
+    assert IntradayFolder(tmp_path / "out").days("bars_1min").astype(str).tolist() == [*done, "2024-01-05"]
+    assert ingest(bars(), tmp_path).days == 1
+    days = [dt.date(2024, 2, day) for day in range(1, 15)]
+    late = pl.when(pl.col("datetime").dt.date() > days[0]).then(pl.col("datetime").dt.offset_by("1s")).otherwise("datetime")
+    with pytest.raises(DataError, match="10 days are refused, later ones were not tried") as raised:
+        ingest(bars(days).with_columns(late.alias("datetime")), tmp_path, "later.parquet")
+    assert str(raised.value).count("traded rows of") == 10
+
+
+def test_a_stock_that_was_suspended_all_along_has_no_clock(tmp_path):
+    """A row a day without volume, stamped by its date."""
+    for code in ("SH600000", "SZ000001"):
+        frame = bars(codes=(code,))
+        if code == "SZ000001":
+            frame = frame.group_by(pl.col("datetime").dt.truncate("1d"), maintain_order=True).agg(pl.exclude("datetime").first())
+            frame = frame.with_columns(volume=pl.lit(0, pl.Int64), amount=pl.lit(0.0))
+        frame.write_csv(tmp_path / f"{code}.csv")
+    found = ingest_intraday([tmp_path / f"{code}.csv" for code in ("SH600000", "SZ000001")], tmp_path / "out", "bars")
+    assert found.days == 3 and found.rows == 720
+    assert ("out_of_session", "SZ000001") in set(found.findings.select("fault", "instrument").rows())
+
+
 def test_an_auction_that_is_apart_no_more(tmp_path):
     opening = bars().filter(pl.col("datetime").dt.time() == dt.time(9, 31)).with_columns(pl.col("datetime").dt.replace(minute=25))
     apart = pl.concat([bars(), opening])
