@@ -11,11 +11,9 @@ import polars as pl
 
 from qlib_ext.errors import DataError, ShapeError
 from qlib_ext.factors.intraday_options import BAR_FACTORS, NEEDS, PROXIES, IntradayOptions, named
-from qlib_ext.factors.session import OPENING, SESSION
+from qlib_ext.factors.session import LAST_CONTINUOUS, OPENING, SESSION
 from qlib_ext.jit import compiled
 
-AUCTION = 237
-"""Last minute before the closing auction."""
 _COLUMNS = ("open", "close", "volume", "amount")
 _SIZED = ("hf_outflow_share", "hf_push_up", "hf_outflow_share_proxy", "hf_push_up_proxy")
 """Factors that read amounts."""
@@ -77,7 +75,7 @@ def _values(frame: pl.DataFrame, options, names: list[str]) -> pl.DataFrame:
     numbers = [frame[name].cast(pl.Float64).fill_null(np.nan).to_numpy() if name in frame.columns else np.empty(0)
                for name in (*_COLUMNS, "n_trades")]
     found, traded = np.empty((len(starts) - 1, len(_PLACE))), np.zeros(len(starts) - 1, np.int16)
-    tail = np.array([SESSION - options.tail_minutes, AUCTION if options.closing_auction == "outside" else SESSION])
+    tail = np.array([SESSION - options.tail_minutes, LAST_CONTINUOUS if options.closing_auction == "outside" else SESSION])
     wanted = np.array([name in names for name in _PLACE])
     r = np.empty(frame.height)
     _growth(starts, minute, *numbers[:2], options.returns == "bar", r)

@@ -20,7 +20,7 @@ import polars as pl
 from qlib_ext.errors import ConfigError, DataError
 from qlib_ext.factors.intraday_bars import stock_days
 from qlib_ext.factors.intraday_options import IntradayOptions
-from qlib_ext.factors.session import OPENING, SESSION, bar_end, session_minute
+from qlib_ext.factors.session import LAST_CONTINUOUS, OPENING, SESSION, bar_end, session_minute
 
 DAY_FEATURES: Tuple[str, ...] = (
     "log_variance", "variance_open", "variance_tail", "skew", "kurtosis", "down_share", "down_share_open", "down_share_mid",
@@ -36,8 +36,6 @@ WHOLE_DAY_UNKNOWN = ("vwap", "volume_share", "amount_share", "variance_share", "
 """Block features that compare a block with its day: null where the block is the day."""
 LEAST_RETURNS = {"skew": 3, "kurtosis": 4, "price_volume_corr": 3}
 """Returns that a feature needs; fewer give the same number always. Others that tell how returns spread need two."""
-LAST_CONTINUOUS = 237
-"""Last minute before the closing auction."""
 NO_SPREAD = 1e-20
 """Sum of squares from the mean, over the sum of squares, up to which values count as all the same."""
 _KEY = ("date", "instrument")

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, fields
 
 from qlib_ext.errors import ConfigError
-from qlib_ext.factors.session import SESSION
+from qlib_ext.factors.session import LAST_CONTINUOUS, SESSION
 
 VERSION = 2
 """Raised whenever a formula changes, so that stored values are computed again."""
@@ -30,8 +30,6 @@ SIGNS = {"hf_skew": -1, "hf_down_share": 1, "hf_buy_intention_share": 1, "hf_buy
          "hf_large_buy_intensity": 1, "hf_improved_reversal": -1, "hf_tail_share": -1, "hf_outflow_share": 1, "hf_push_up": -1}
 """1 where a high value is expected to foretell a high return, -1 where a low one is; that of the downside share is inferred."""
 LARGE_ORDER_FACTORS = ("hf_large_buy_share", "hf_large_buy_intensity", "hf_large_buy_share_proxy", "hf_large_buy_intensity_proxy")
-AUCTION = 3
-"""Minutes of the closing auction."""
 TRADE_FACTORS = tuple(name for name, needs in {**NEEDS, **PROXIES}.items() if "trades" in needs)
 BAR_FACTORS = tuple(name for name in (*FACTORS, *PROXIES) if name not in TRADE_FACTORS)
 
@@ -111,8 +109,9 @@ class IntradayOptions:
                               f"{self.min_threshold_days} one from 1 up to it")
         if self.closing_auction == "outside" and self.bar_minutes > 1:
             raise ConfigError(f"closing_auction: outside needs one-minute bars: those of {self.bar_minutes} minutes hold it whole")
-        if self.closing_auction == "outside" and self.tail_minutes <= AUCTION:
-            raise ConfigError(f"closing_auction: outside leaves nothing of tail_minutes={self.tail_minutes}: take more than {AUCTION}")
+        if self.closing_auction == "outside" and SESSION - self.tail_minutes >= LAST_CONTINUOUS:
+            raise ConfigError(f"closing_auction: outside leaves nothing of tail_minutes={self.tail_minutes}: take more than "
+                              f"{SESSION - LAST_CONTINUOUS}")
 
 
 def named(names, allowed: tuple[str, ...], options: IntradayOptions) -> list[str]:

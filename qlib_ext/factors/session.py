@@ -6,6 +6,8 @@ import polars as pl
 
 SESSION = 240
 OPENING, CLOSING = 0, 240
+LAST_CONTINUOUS = 237
+"""Last minute before the closing auction."""
 _MORNING, _AFTERNOON = 1000 * (9 * 3600 + 30 * 60), 1000 * 13 * 3600
 
 

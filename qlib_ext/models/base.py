@@ -18,7 +18,8 @@ from qlib_ext import __version__
 from qlib_ext.data.panel import Panel
 from qlib_ext.data.sampler import DaySampler
 from qlib_ext.errors import ConfigError, DataError, NotFittedError, ShapeError
-from qlib_ext.models.keeping import active_recorder, epoch_logger, keep_online, kept_folder, read_checkpoint, save_card, write_aside
+from qlib_ext.models.keeping import (active_recorder, code_files, epoch_logger, keep_online, kept_folder, read_checkpoint, save_card,
+                                     write_aside)
 from qlib_ext.training.loss import make_loss
 from qlib_ext.training.protocol import make_rule
 from qlib_ext.training.trainer import History, Trainer, pick_device
@@ -185,13 +186,12 @@ class TorchModel(Model):
     def _fit_key(self, panel: Panel, net) -> str:
         options = {key: value for key, value in self.options["trainer"].items() if key not in ("progress", "threads", "resume")}
         kinds = [type(self), self.net_class, type(self.rule), type(self.rule.loss)]
-        bases = [base for kind in kinds for base in kind.__mro__ if base.__module__.partition(".")[0] not in ("builtins", "torch")]
-        home = Path(__file__).parents[1]
-        ours = [path.read_text() for part in ("models", "training", "data") for path in sorted(home.glob(f"{part}/*.py"))]
-        content = [[f"{kind.__module__}.{kind.__qualname__}" for kind in kinds], [_source(base) for base in bases], ours, __version__,
-                   torch.__version__, self.net_options, {**self.options, "trainer": options}, panel.meta, panel.segments]
+        content = [[f"{kind.__module__}.{kind.__qualname__}" for kind in kinds], __version__, torch.__version__, self.net_options,
+                   {**self.options, "trainer": options}, panel.meta, panel.segments]
         digest = hashlib.blake2b(json.dumps(content, sort_keys=True, default=repr).encode(), digest_size=16)
         digest.update(panel.digest().encode())
+        for file in code_files(kinds):
+            digest.update(file.read_bytes())
         for name, weight in sorted(net.state_dict().items()):  # the start: seed, or checkpoint
             digest.update(name.encode() + weight.cpu().numpy().tobytes())
         return digest.hexdigest()
@@ -353,13 +353,6 @@ def _facts_of(panel: Panel) -> dict:
     return {"columns": {name: list(block.columns) for name, block in panel.blocks.items()},
             "windows": {name: block.window if block.bars == 1 else [block.window, block.bars] for name, block in panel.blocks.items()},
             "missing_rows": panel.missing_rows, **settings}
-
-
-def _source(kind: type) -> str:
-    try:
-        return inspect.getsource(kind)
-    except (OSError, TypeError):  # defined in a session
-        return ""
 
 
 def _panel_of(dataset, segment=None) -> Panel:

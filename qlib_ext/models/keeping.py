@@ -10,7 +10,7 @@ import sys
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Iterator
+from typing import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -42,6 +42,14 @@ def read_checkpoint(path: str | Path) -> dict:
     if not isinstance(stored, dict):
         raise DataError(f"checkpoint {path} holds a {type(stored).__name__}, not a state dict")
     return stored
+
+
+def code_files(kinds: Iterable[type]) -> list[Path]:
+    """The files that hold some classes and their bases, and everything here that trains: what decides a fit beside its options."""
+    modules = {base.__module__ for kind in kinds for base in kind.__mro__} - {"builtins"}
+    found = {getattr(sys.modules.get(name), "__file__", None) for name in modules} - {None}
+    ours = Path(__file__).parents[1]
+    return sorted({Path(file) for file in found} | {file for name in ("models", "training", "data") for file in (ours / name).glob("*.py")})
 
 
 @contextmanager

@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import pickle
-import sys
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterator, Optional
@@ -24,7 +23,7 @@ import qlib_ext
 from qlib_ext.data.segments import segment_positions
 from qlib_ext.data.universe import trading_calendar
 from qlib_ext.errors import ConfigError, DataError
-from qlib_ext.models.keeping import active_experiment
+from qlib_ext.models.keeping import active_experiment, code_files
 from qlib_ext.signatures import did_you_mean, keywords
 from qlib_ext.store.metadata import fingerprint
 from qlib_ext.workflow import class_nodes
@@ -95,20 +94,11 @@ def fit_key(dataset, configs: list[dict], *options) -> str:
                [f"{type(part).__module__}.{type(part).__qualname__}" for part in (dataset, dataset.handler)], dataset.segments,
                {name: value for name, value in vars(dataset).items() if isinstance(value, (str, int, float, bool, type(None)))}]
     digest = hashlib.blake2b(json.dumps(content, sort_keys=True, default=str).encode(), digest_size=16)
-    for file in _sources(configs):
+    for file in code_files(node.resolve() for config in configs for node in class_nodes({"task": {"model": config}})):
         digest.update(file.read_bytes())
     for part in _sample(dataset):
         digest.update(part)
     return digest.hexdigest()
-
-
-def _sources(configs: list[dict]) -> list[Path]:
-    """The files that hold the classes named, their bases, and everything here that trains."""
-    kinds = [node.resolve() for config in configs for node in class_nodes({"task": {"model": config}})]
-    modules = {base.__module__ for kind in kinds for base in kind.__mro__} - {"builtins"}
-    found = {getattr(sys.modules.get(name), "__file__", None) for name in modules} - {None}
-    ours = Path(qlib_ext.__file__).parent
-    return sorted({Path(file) for file in found} | {file for name in ("models", "training", "data") for file in (ours / name).glob("*.py")})
 
 
 def _sample(dataset) -> Iterator[bytes]:

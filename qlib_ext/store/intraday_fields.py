@@ -33,7 +33,7 @@ class IntradayWriter(StoreWriter):
     def __enter__(self) -> "IntradayWriter":
         super().__enter__()
         try:
-            _link_tree(self.out, self.folder, self.out)
+            _link_tree(self.out, self.folder)
         except OSError as error:
             shutil.rmtree(self.folder, ignore_errors=True)
             raise disk_fault(error, self.out, self.needed) from error
@@ -99,14 +99,15 @@ def _write(folder: Path, name: str, start: int, values: np.ndarray) -> Dict[str,
     return {name: digest(content)}
 
 
-def _link_tree(source: Path, goal: Path, store: Path) -> None:
-    """All files of a store but its metadata and intraday fields, at another place of the same disk."""
+def _link_tree(source: Path, goal: Path, inside: str = "") -> None:
+    """All files of a store but its metadata and intraday fields, at another place of the same disk; `inside`: which of its folders the
+    source lies in."""
     for entry in os.scandir(source):
         place = goal / entry.name
         if entry.is_dir():
             place.mkdir(exist_ok=True)
-            _link_tree(Path(entry.path), place, store)
-        elif entry.name != METADATA_FILE and not is_intraday(Path(entry.path).relative_to(store).as_posix()):
+            _link_tree(Path(entry.path), place, inside or entry.name)
+        elif entry.name != METADATA_FILE and not (inside == _FEATURES and is_intraday(entry.name)):
             try:
                 os.link(os.path.realpath(entry.path), place)
             except OSError:  # another disk behind a link, or a file system without hard links
